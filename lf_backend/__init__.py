@@ -1,0 +1,50 @@
+"""Exact Longformer-style sparse attention: declared once, run anywhere.
+
+    import lf_backend as lf
+
+    pattern = lf.Window(256, 256) | lf.Global(0)
+    out = lf.attention(q, k, v, pattern, key_padding=pad)
+    print(lf.explain(q, k, v, pattern))
+"""
+
+from lf_backend.api import attention, explain
+from lf_backend.backend import Backend, Capabilities
+from lf_backend.errors import LFError, PatchError, PatternError, ShapeError, UnsupportedError
+from lf_backend.notation import from_dict, from_json, parse, to_dict, to_json
+from lf_backend.pattern import Causal, Global, Pattern, Predicate, Window, receptive_field
+from lf_backend.problem import Feature, Machine, Problem
+from lf_backend.registry import backends, register
+from lf_backend.select import Selection, select, use_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "Capabilities",
+    "Causal",
+    "Feature",
+    "Global",
+    "LFError",
+    "Machine",
+    "PatchError",
+    "Pattern",
+    "PatternError",
+    "Predicate",
+    "Problem",
+    "Selection",
+    "ShapeError",
+    "UnsupportedError",
+    "Window",
+    "attention",
+    "backends",
+    "explain",
+    "from_dict",
+    "from_json",
+    "parse",
+    "receptive_field",
+    "register",
+    "select",
+    "to_dict",
+    "to_json",
+    "use_backend",
+]

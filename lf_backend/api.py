@@ -1,0 +1,178 @@
+"""What users call: `attention`, `explain` and `patch`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from lf_backend import checks, ops
+from lf_backend.pattern import Pattern
+from lf_backend.problem import Machine
+from lf_backend.select import Selection
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, key_padding: Tensor | None = None,
+    global_mask: Tensor | None = None, global_q: Tensor | None = None, global_k: Tensor | None = None,
+    global_v: Tensor | None = None, scale: float | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, band_bias: Tensor | None = None, dropout_p: float = 0.0,
+    return_lse: Literal[False] = False, backend: str | None = None,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, key_padding: Tensor | None = None,
+    global_mask: Tensor | None = None, global_q: Tensor | None = None, global_k: Tensor | None = None,
+    global_v: Tensor | None = None, scale: float | None = None, softcap: float | None = None,
+    sinks: Tensor | None = None, band_bias: Tensor | None = None, dropout_p: float = 0.0,
+    return_lse: Literal[True], backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    key_padding: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    global_q: Tensor | None = None,
+    global_k: Tensor | None = None,
+    global_v: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    band_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Exact attention under a sparse pattern, differentiable, linear in length.
+
+    Equal to dense attention under `pattern.mask(N, M)`: softmax in float32 (float64 for float64),
+    output in the dtype of `q`. A row that sees no key gives output 0, lse -inf and zero gradients.
+
+    Args:
+        q: [B, H, N, D], any strides. The queries are the last N of the M positions.
+        k, v: [B, Hkv, M, D] with H % Hkv == 0 and M >= N; heads of q share keys in groups.
+        pattern: what sees what, as a pattern or its string.
+        key_padding: bool [B, M], True = padded: seen by nobody, whatever it holds (NaN too). A
+            padded query's row is 0; a padded global token is padding.
+        global_mask: bool [B, M], True = global token, per example, besides those of the pattern.
+        global_q: [B, H, N, D], and global_k, global_v [B, Hkv, M, D]: separate projections
+            (Longformer, section 3.1). The rows of global tokens use them, over all keys, and nothing
+            else does. All three or none.
+        scale: factor on q @ k, D ** -0.5 by default.
+        softcap: score = softcap * tanh(score / softcap) after scaling (Gemma 2), before any bias.
+        sinks: [H], one more logit per head in the denominator (GPT-OSS).
+        band_bias: [1 or B, H, N, left + right + 1], added to the score of a query and the key at tap
+            t of the pattern's only window, t - left dilated steps away; differentiable. It belongs to
+            the pair, whichever term shows it.
+        dropout_p: probability of dropping a weight, in [0, 1). Keyed by (seed, batch, head, query,
+            key), the seed being drawn from the default generator of q's device.
+        return_lse: also return the log-sum-exp [B, H, N], natural logarithm, float32 (float64 for
+            float64), differentiable.
+        backend: name of the backend that must run it; by default `use_backend`, then LF_BACKEND, then
+            the best that can.
+
+    Returns:
+        The output [B, H, N, D], contiguous, or (output, lse).
+
+    Raises:
+        ShapeError: tensors or numbers that do not fit, saying which, wanted and got.
+        PatternError: a pattern that does not fit the call.
+        UnsupportedError: nobody, or not the backend asked for, can run it; holds every reason.
+    """
+    arguments = _arguments(
+        q, k, v, pattern, key_padding=key_padding, global_mask=global_mask, global_q=global_q,
+        global_k=global_k, global_v=global_v, scale=scale, softcap=softcap, sinks=sinks,
+        band_bias=band_bias, dropout_p=dropout_p, backend=backend,
+    )  # fmt: skip
+    out, lse = ops.attention(*(getattr(arguments, name) for name in ops.Arguments.__dataclass_fields__))
+    return (out, lse) if return_lse else out
+
+
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    key_padding: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    global_q: Tensor | None = None,
+    global_k: Tensor | None = None,
+    global_v: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    band_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str | None = None,
+    machine: Machine | None = None,
+) -> Selection:
+    """Which backend would run this call of `attention`, and why not the others.
+
+    Takes `attention`'s arguments; computes nothing, so tensors on the "meta" device will do.
+
+    Args:
+        machine: the machine to ask about, by default the one that holds `q`.
+    """
+    arguments = _arguments(
+        q, k, v, pattern, key_padding=key_padding, global_mask=global_mask, global_q=global_q,
+        global_k=global_k, global_v=global_v, scale=scale, softcap=softcap, sinks=sinks,
+        band_bias=band_bias, dropout_p=dropout_p, backend=backend,
+    )  # fmt: skip
+    return arguments.selection(machine)
+
+
+def _arguments(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, scale: float | None,
+    softcap: float | None, dropout_p: float, backend: str | None, **tensors: Tensor | None,
+) -> ops.Arguments:  # fmt: skip
+    """The operator's arguments, cast for autocast and checked."""
+    pattern = checks.check_pattern(pattern)
+    checks.check_tensors(q=q, k=k, v=v)
+    q, k, v, *own = _autocast(q, k, v, *(tensors[name] for name in _PROJECTIONS))
+    tensors.update(zip(_PROJECTIONS, own, strict=True))
+    floats = (q, k, v, *own, tensors["sinks"], tensors["band_bias"])
+    arguments = ops.Arguments(
+        q=q,
+        k=k,
+        v=v,
+        **tensors,
+        seed=_seed(q) if dropout_p else None,
+        pattern=ops.intern(pattern),
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        softcap=None if softcap is None else float(softcap),
+        dropout_p=float(dropout_p),
+        differentiable=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats),
+        backend=backend or "",
+    )
+    checks.check(arguments, pattern)
+    return arguments
+
+
+_PROJECTIONS = ("global_q", "global_k", "global_v")
+
+
+def _autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype where autocast is on; float64 stays, as in PyTorch."""
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in tensors
+    )
+
+
+def _seed(q: Tensor) -> Tensor:
+    """A fresh seed on q's device, from the generator that `torch.manual_seed` sets."""
+    return torch.randint(2**62, (1,), device=q.device)

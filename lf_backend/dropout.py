@@ -1,0 +1,43 @@
+"""Which attention weights are dropped: a hash of (seed, batch, head, query, key).
+
+The answer does not depend on tiles, on the order of dilated positions or on the backend, so that a
+backward pass, on any backend, replays the forward's. The mixer is the 32-bit finaliser of MurmurHash3,
+chosen because it is a handful of integer operations that every device has.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep(
+    seed: Tensor, batch: int, heads: Tensor, queries: Tensor, keys: Tensor, p: float, dtype: torch.dtype
+) -> Tensor:
+    """Factors [H, N, M]: 0 where dropped, with probability `p`, else 1 / (1 - p).
+
+    Args:
+        seed: int64 tensor of one element.
+        batch: index of the example.
+        heads, queries, keys: int64 [H], [N], [M]; indices of query heads, absolute positions.
+    """
+    low = _mix(_word(seed.reshape(1)))
+    start = _mix(_mix(low ^ _word(seed.reshape(1) >> 32)) ^ batch)  # [1]
+    rows = _mix(_mix(start ^ _word(heads))[:, None] ^ _word(queries))  # [H, N]
+    hashed = _mix(rows[..., None] ^ _mix(_word(keys)))
+    return (hashed >= round(p * 2**32) - 2**31).to(dtype).mul_(1 / (1 - p))
+
+
+def _word(x: Tensor) -> Tensor:
+    """The low 32 bits as a signed word."""
+    return (((x & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000).to(torch.int32)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """MurmurHash3's fmix32; right shifts are made logical by masks, products wrap around."""
+    x = x ^ ((x >> 16) & 0xFFFF)
+    x = x * -0x7A143595  # 0x85EBCA6B
+    x ^= (x >> 13) & 0x7FFFF
+    x *= -0x3D4D51CB  # 0xC2B2AE35
+    x ^= (x >> 16) & 0xFFFF
+    return x

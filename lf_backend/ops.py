@@ -1,0 +1,306 @@
+"""The one custom operator pair and its autograd.
+
+`lf_backend::attention` and `lf_backend::attention_backward` are opaque to torch.compile: shapes stay
+symbolic, and the choice of the backend happens when they run. Around the backend's local part this
+module does, once for all backends: sinks (one more logit in the denominator), rows of global tokens,
+zeros for padded queries, and NaN or inf in padded keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lf_backend import select
+from lf_backend.backend import Backend, Call, Gradients, accumulation_dtype
+from lf_backend.bands import Lowered
+from lf_backend.errors import UnsupportedError
+from lf_backend.globals import Rows, positions
+from lf_backend.notation import parse
+from lf_backend.pattern import Pattern
+from lf_backend.problem import Feature, Machine, Problem
+
+_predicates: dict[str, Pattern] = {}
+
+
+def intern(pattern: Pattern) -> str:
+    """The pattern as a string argument of the operator; `resolve` is the way back."""
+    if pattern.lowered.others:
+        _predicates[pattern.text] = pattern
+    return pattern.text
+
+
+def resolve(text: str) -> Pattern:
+    """The pattern behind an operator's argument."""
+    return _predicates[text] if text in _predicates else parse(text)
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The operator's arguments, in its order. Shapes as in `lf_backend.attention`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    global_q: Tensor | None
+    global_k: Tensor | None
+    global_v: Tensor | None
+    key_padding: Tensor | None
+    global_mask: Tensor | None
+    sinks: Tensor | None
+    band_bias: Tensor | None
+    seed: Tensor | None
+    pattern: str
+    scale: float
+    softcap: float | None
+    dropout_p: float
+    differentiable: bool
+    backend: str
+
+    def problem(self) -> Problem:
+        """What the call needs."""
+        batch, heads, queries, head_dim = self.q.shape
+        _, kv_heads, keys, _ = self.k.shape
+        needs = _pattern_needs(resolve(self.pattern).lowered)
+        needs |= {feature for feature, needed in self._needs() if needed}
+        dtype = str(self.q.dtype).removeprefix("torch.")
+        return Problem(needs, dtype, batch, heads, kv_heads, queries, keys, head_dim)
+
+    def _needs(self) -> tuple[tuple[Feature, bool], ...]:
+        return (
+            (Feature.GLOBAL_COLUMNS, self.global_mask is not None),
+            (Feature.KEY_PADDING, self.key_padding is not None),
+            (Feature.GROUPED_HEADS, self.q.shape[1] != self.k.shape[1]),
+            (Feature.LONGER_KEYS, self.q.shape[2] != self.k.shape[2]),
+            (Feature.BAND_BIAS, self.band_bias is not None),
+            (Feature.SOFTCAP, self.softcap is not None),
+            (Feature.DROPOUT, self.dropout_p > 0),
+            (Feature.BACKWARD, self.differentiable),
+        )
+
+    def selection(self, machine: Machine | None = None) -> select.Selection:
+        """Who runs the call, here or on another machine."""
+        machine = machine or Machine.of(self.q.device)
+        return select.select(self.problem(), machine, self.backend or select.preference())
+
+    def prepare(self) -> tuple[Backend, Call, Rows | None]:
+        """Everything a pass needs: who runs it, the local part, the global rows."""
+        pattern = resolve(self.pattern)
+        q, k, v = self._without_padding(self.q, self.k, self.v)
+        columns = positions(pattern.lowered, pattern.causal, self.global_mask, self.key_padding, k)
+        call = Call(
+            q, k, v, pattern.lowered, columns, self.key_padding, self.band_bias,
+            self.scale, self.softcap, self.dropout_p, self.seed,
+        )  # fmt: skip
+        own = None
+        if self.global_q is not None and self.global_k is not None and self.global_v is not None:
+            own = self._without_padding(self.global_q, self.global_k, self.global_v)
+        return select.chosen(self.selection()), call, Rows.of(call, own)
+
+    def query_padding(self) -> Tensor | None:
+        """Bool [B, 1, N], True where the query is padded."""
+        if self.key_padding is None:
+            return None
+        return self.key_padding[:, None, self.k.shape[2] - self.q.shape[2] :]
+
+    def _without_padding(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same tensors with zeros where a padded position holds inf or NaN."""
+        if self.key_padding is None:
+            return q, k, v
+        offset = k.shape[2] - q.shape[2]
+        return (
+            _zero_padding(q, self.key_padding[:, offset:]),
+            _zero_padding(k, self.key_padding),
+            _zero_padding(v, self.key_padding),
+        )
+
+
+def _zero_padding(x: Tensor, padding: Tensor) -> Tensor:
+    """x [B, H, N, D], copied only where it must be: a CPU can look before it copies."""
+    if x.device.type == "cpu" and bool(x.transpose(1, 2)[padding].isfinite().all()):
+        return x
+    return x.masked_fill(padding[:, None, :, None], 0)
+
+
+@lru_cache(maxsize=1024)
+def _pattern_needs(lowered: Lowered) -> frozenset[Feature]:
+    dilations = [set(band.dilations) for band in lowered.bands]
+    needs = (
+        (Feature.DILATION, any(max(steps) > 1 for steps in dilations)),
+        (Feature.DILATION_PER_HEAD, any(len(steps) > 1 for steps in dilations)),
+        (Feature.UNLIMITED_REACH, any(band.taps() is None for band in lowered.bands)),
+        (Feature.SEVERAL_WINDOWS, len(lowered.bands) > 1),
+        (Feature.GLOBAL_COLUMNS, bool(lowered.positions)),
+        (Feature.PREDICATE, bool(lowered.others)),
+    )
+    return frozenset(feature for feature, needed in needs if needed)
+
+
+@torch.library.custom_op("lf_backend::attention", mutates_args=())
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    global_q: Tensor | None,
+    global_k: Tensor | None,
+    global_v: Tensor | None,
+    key_padding: Tensor | None,
+    global_mask: Tensor | None,
+    sinks: Tensor | None,
+    band_bias: Tensor | None,
+    seed: Tensor | None,
+    pattern: str,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    differentiable: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Out [B, H, N, D] and lse [B, H, N]; arguments as in `Arguments`."""
+    return _forward(
+        Arguments(
+            q, k, v, global_q, global_k, global_v, key_padding, global_mask, sinks, band_bias, seed,
+            pattern, scale, softcap, dropout_p, differentiable, backend,
+        )
+    )  # fmt: skip
+
+
+@torch.library.custom_op("lf_backend::attention_backward", mutates_args=())
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    global_q: Tensor | None,
+    global_k: Tensor | None,
+    global_v: Tensor | None,
+    key_padding: Tensor | None,
+    global_mask: Tensor | None,
+    sinks: Tensor | None,
+    band_bias: Tensor | None,
+    seed: Tensor | None,
+    pattern: str,
+    scale: float,
+    softcap: float | None,
+    dropout_p: float,
+    differentiable: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Gradients of the floating tensors that were given, in the order of `_DIFFERENTIABLE`."""
+    arguments = Arguments(
+        q, k, v, global_q, global_k, global_v, key_padding, global_mask, sinks, band_bias, seed,
+        pattern, scale, softcap, dropout_p, differentiable, backend,
+    )  # fmt: skip
+    return _backward(arguments, grad_out, grad_lse, out, lse)
+
+
+_DIFFERENTIABLE = ("q", "k", "v", "global_q", "global_k", "global_v", "sinks", "band_bias")
+
+
+def _forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    if a.q.numel() == 0 or a.k.numel() == 0:
+        return _empty(a.q)
+    backend, call, rows = a.prepare()
+    out, lse = backend.forward(call)
+    if rows is not None:
+        rows.forward(out, lse)
+    if a.sinks is not None:
+        total = torch.logaddexp(lse, a.sinks.to(lse.dtype)[:, None])
+        out = out.mul_((lse - total).exp_()[..., None].to(out.dtype))
+        lse = total
+    if (padded := a.query_padding()) is not None:
+        out.masked_fill_(padded[..., None], 0)
+        lse.masked_fill_(padded, -torch.inf)
+    return out, lse
+
+
+def _backward(
+    a: Arguments, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor
+) -> list[Tensor]:
+    inputs = {name: x for name in _DIFFERENTIABLE if (x := getattr(a, name)) is not None}
+    if a.q.numel() == 0 or a.k.numel() == 0:
+        return [torch.zeros_like(x) for x in inputs.values()]
+    backend, call, rows = a.prepare()
+    if (padded := a.query_padding()) is not None:
+        grad_out = grad_out.masked_fill(padded[..., None], 0)
+        grad_lse = None if grad_lse is None else grad_lse.masked_fill(padded, 0)
+    delta = (grad_out.to(lse.dtype) * out).sum(-1)
+    if grad_lse is not None:
+        delta -= grad_lse.masked_fill(lse == -torch.inf, 0)
+    lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    local = lse if rows is None else rows.without(lse)
+    found = backend.backward(call, grad_out, delta, local)
+    grads: dict[str, Tensor | None] = {**_named(found)}
+    if a.sinks is not None:
+        share = (a.sinks.to(lse.dtype)[:, None] - lse).exp_()
+        grads["sinks"] = -(share * delta).sum((0, 2)).to(a.sinks.dtype)
+    if rows is not None:
+        separate = a.global_q is not None
+        names = ("global_q", "global_k", "global_v") if separate else ("q", "k", "v")
+        targets = [torch.zeros_like(inputs[n]) if separate else grads[n] for n in names]
+        rows.backward(grad_out, delta, lse, tuple(targets), found.band_bias)  # type: ignore[arg-type]
+        grads.update(zip(names, targets, strict=True))
+    return [grads[n] if grads.get(n) is not None else torch.zeros_like(x) for n, x in inputs.items()]  # type: ignore[misc]
+
+
+def _named(found: Gradients) -> dict[str, Tensor | None]:
+    return {"q": found.q, "k": found.k, "v": found.v, "band_bias": found.band_bias}
+
+
+def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
+    """The answer where there is no query, or no key to see."""
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=accumulation_dtype(q.dtype))
+    return torch.zeros_like(q, memory_format=torch.contiguous_format), lse
+
+
+@attention.register_fake
+def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@attention_backward.register_fake
+def _(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *rest: Any) -> list[Tensor]:
+    arguments = Arguments(*rest)
+    given = (getattr(arguments, name) for name in _DIFFERENTIABLE)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given if x is not None]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    arguments = Arguments(*inputs)
+    # The backward runs where and when autograd likes: what is asked for now is asked for then.
+    ctx.arguments = replace(arguments, backend=arguments.backend or select.preference(), **_NO_TENSORS)
+    ctx.save_for_backward(*output, *(getattr(arguments, name) for name in _TENSORS))
+
+
+def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    out, lse, *tensors = ctx.saved_tensors
+    arguments = replace(ctx.arguments, **dict(zip(_TENSORS, tensors, strict=True)))
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    values = [getattr(arguments, name) for name in Arguments.__dataclass_fields__]
+    grads = iter(attention_backward(grad_out, grad_lse, out, lse, *values))
+    return tuple(
+        next(grads) if name in _DIFFERENTIABLE and value is not None else None
+        for name, value in zip(Arguments.__dataclass_fields__, values, strict=True)
+    )
+
+
+_TENSORS = tuple(Arguments.__dataclass_fields__)[:11]
+_NO_TENSORS: dict[str, Any] = dict.fromkeys(_TENSORS)
+
+attention.register_autograd(_autograd, setup_context=_setup)
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise UnsupportedError("double backward: attention can be differentiated once, not twice")
+
+
+attention_backward.register_autograd(_refuse)

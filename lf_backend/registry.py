@@ -1,0 +1,127 @@
+"""The one list of backends: built in (every module of `lf_backend.backends`), installed by others
+(entry points of the group "lf_backend.backends"), or registered by hand.
+
+A plug-in that cannot be imported is kept as a `Broken` entry: visible in every explanation, never an
+ImportError for those who do not use it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+
+from lf_backend.backend import Backend, Capabilities
+from lf_backend.errors import LFError
+
+ENTRY_POINTS = "lf_backend.backends"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A backend that was found and could not be loaded."""
+
+    name: str
+    error: str
+
+
+_backends: dict[str, Backend | Broken] = {}
+_version = 0
+_discovered = False
+
+
+def register(backend: type[Backend]) -> type[Backend]:
+    """Add a backend class; usable as a decorator. A name is taken once.
+
+    Raises:
+        LFError: not a complete backend class, or the name is taken.
+    """
+    _check(backend)
+    taken = _backends.get(backend.name)
+    if isinstance(taken, Backend) and type(taken) is not backend:
+        raise LFError(f"backend name {backend.name!r} is taken by {type(taken).__qualname__}")
+    _put(backend.name, backend())
+    return backend
+
+
+def unregister(name: str) -> None:
+    """Remove a backend by name; for tests of plug-ins."""
+    if backends().keys() >= {name}:
+        del _backends[name]
+        _bump()
+
+
+def backends() -> dict[str, Backend | Broken]:
+    """All backends by name, highest priority first, broken ones last."""
+    _discover()
+    return dict(sorted(_backends.items(), key=lambda item: _rank(item[1])))
+
+
+def working() -> dict[str, Backend]:
+    """All backends that could be loaded."""
+    return {name: entry for name, entry in backends().items() if isinstance(entry, Backend)}
+
+
+def version() -> int:
+    """A number that changes with the registry: the key of cached decisions."""
+    _discover()
+    return _version
+
+
+def _rank(entry: Backend | Broken) -> tuple[int, int, str]:
+    return (0, -entry.priority, entry.name) if isinstance(entry, Backend) else (1, 0, entry.name)
+
+
+def _check(backend: type[Backend]) -> None:
+    if not (inspect.isclass(backend) and issubclass(backend, Backend)):
+        raise LFError(f"a subclass of lf_backend.Backend wanted, got {backend!r}")
+    if inspect.isabstract(backend):
+        raise LFError(f"{backend.__qualname__} lacks {sorted(backend.__abstractmethods__)}")
+    for attribute, kind in (("name", str), ("priority", int), ("capabilities", Capabilities)):
+        if not isinstance(getattr(backend, attribute, None), kind):
+            raise LFError(f"{backend.__qualname__}.{attribute}: {kind.__name__} wanted")
+
+
+def _put(name: str, entry: Backend | Broken) -> None:
+    _backends[name] = entry
+    _bump()
+
+
+def _bump() -> None:
+    global _version
+    _version += 1
+
+
+def _discover() -> None:
+    global _discovered
+    if _discovered:
+        return
+    _discovered = True
+    for name, load in _found():
+        try:
+            register(load())
+        except Exception as error:  # whatever a plug-in does wrong is its verdict, not our crash
+            _put(name, Broken(name, f"{type(error).__name__}: {error}"))
+
+
+def _found() -> Iterator[tuple[str, Callable[[], type[Backend]]]]:
+    package = importlib.import_module("lf_backend.backends")
+    for module in pkgutil.iter_modules(package.__path__):
+        yield module.name, partial(_built_in, f"{package.__name__}.{module.name}")
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        yield point.name, point.load
+
+
+def _built_in(name: str) -> type[Backend]:
+    found = [
+        value
+        for value in vars(importlib.import_module(name)).values()
+        if inspect.isclass(value) and issubclass(value, Backend) and value.__module__.startswith(name)
+    ]
+    if len(found) != 1:
+        raise LFError(f"one Backend subclass wanted in {name}, got {found}")
+    return found[0]

@@ -1,0 +1,131 @@
+"""Which backend runs a problem on a machine, and why not the others. Pure and cached.
+
+A backend asked for by name is never substituted: it runs, or the call fails with all its reasons.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lf_backend import registry
+from lf_backend.backend import Backend
+from lf_backend.errors import LFError, UnsupportedError
+from lf_backend.problem import Machine, Problem
+
+_in_use: ContextVar[str] = ContextVar("lf_backend.use_backend", default="")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One backend and all reasons against it; none means that it can run the problem."""
+
+    backend: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A decision with its trace. `str()` is the table that users read.
+
+    Attributes:
+        problem, machine: what was asked.
+        verdicts: every backend in the order of preference.
+        chosen: name of the backend that runs the problem, None if none can.
+        asked: the backend asked for by name, None for the automatic choice.
+    """
+
+    problem: Problem
+    machine: Machine
+    verdicts: tuple[Verdict, ...]
+    chosen: str | None
+    asked: str | None
+
+    def __str__(self) -> str:
+        how = f"asked for {self.asked!r}" if self.asked else "automatic"
+        width = max(len(verdict.backend) for verdict in self.verdicts)
+        lines = [f"{self.problem}", f"on {self.machine}; {how}"]
+        for verdict in self.verdicts:
+            lines.append(f"  {verdict.backend:{width}}  {self._word(verdict)}")
+        return "\n".join(lines)
+
+    def _word(self, verdict: Verdict) -> str:
+        if verdict.backend == self.chosen:
+            return "runs it"
+        if verdict.reasons:
+            return "cannot: " + "; ".join(verdict.reasons)
+        if self.asked:
+            return "could, was not asked for"
+        return f"could, but {self.chosen} comes first"
+
+
+def select(problem: Problem, machine: Machine, asked: str | None = None) -> Selection:
+    """Decide. Raises nothing for a problem nobody can run: `chosen` is None then.
+
+    Raises:
+        LFError: `asked` is no backend's name.
+    """
+    return _select(problem, machine, asked or None, registry.version())
+
+
+@lru_cache(maxsize=4096)
+def _select(problem: Problem, machine: Machine, asked: str | None, version: int) -> Selection:
+    entries = registry.backends()
+    if asked is not None and asked not in entries:
+        raise unknown(asked)
+    verdicts = tuple(
+        Verdict(
+            name,
+            tuple(entry.reasons(problem, machine))
+            if isinstance(entry, Backend)
+            else (f"could not be loaded: {entry.error}",),
+        )
+        for name, entry in entries.items()
+    )
+    able = [verdict.backend for verdict in verdicts if not verdict.reasons]
+    if asked is not None:
+        able = [name for name in able if name == asked]
+    return Selection(problem, machine, verdicts, able[0] if able else None, asked)
+
+
+def chosen(selection: Selection) -> Backend:
+    """The backend of a selection.
+
+    Raises:
+        UnsupportedError: there is none; the message holds every reason.
+    """
+    if selection.chosen is None:
+        who = f"backend {selection.asked!r}" if selection.asked else "no backend"
+        verb = "cannot run" if selection.asked else "can run"
+        raise UnsupportedError(f"{who} {verb} this call\n{selection}", selection)
+    return registry.working()[selection.chosen]
+
+
+def unknown(name: str) -> LFError:
+    """The error for a name that no backend has."""
+    return LFError(f"backend: one of {list(registry.backends())} wanted, got {name!r}")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every call that names no backend asks for this one.
+
+    Raises:
+        LFError: no backend has that name.
+    """
+    if name not in registry.backends():
+        raise unknown(name)
+    token = _in_use.set(name)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def preference() -> str:
+    """The name set by `use_backend`, else by the variable LF_BACKEND, else ""."""
+    return _in_use.get() or os.environ.get("LF_BACKEND", "")
