@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
-from lf_backend.backends.blocked.arithmetic import attend, differentiate
-from lf_backend.backends.blocked.strips import strips
+from lf_backend.backends.blocked.arithmetic import Arithmetic
+from lf_backend.backends.blocked.strips import LOG2E, Strip, strips
 from lf_backend.problem import Feature
 
 
@@ -23,35 +23,37 @@ class Blocked(Backend):
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         call, dtype = _computable(call), call.q.dtype
+        accumulate = accumulation_dtype(dtype)
         out = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
-        lse = torch.empty(call.q.shape[:3], dtype=accumulation_dtype(dtype), device=call.q.device)
+        lse = torch.empty(call.q.shape[:3], dtype=accumulate, device=call.q.device)
+        if not call.lowered.bands and call.columns is None:
+            return out.zero_().to(dtype), lse.fill_(-math.inf)
+        arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
-            own_out, own_lse = strip.of_queries(out), strip.of_queries(lse)
-            store = _write if strip.first else _merge
-            for block in strip.blocks():
-                store(own_out[:, block.rows], own_lse[:, block.rows], *attend(block))
+            if strip.first:
+                _write(strip, arithmetic, out, lse)
+            else:
+                _merge(strip, arithmetic, out, lse)
         return out.to(dtype), lse
 
     def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
         call, dtype = _computable(call), call.q.dtype
-        bias, grad_out = call.band_bias, grad_out.to(call.q.dtype)
-        accumulate = accumulation_dtype(dtype)
+        accumulate, bias = accumulation_dtype(dtype), call.band_bias
+        grad_out, delta, lse = grad_out.to(call.q.dtype), delta[..., None], lse[..., None] * LOG2E
         grad_q = torch.zeros(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
         grad_k, grad_v = (torch.zeros(call.k.shape, dtype=accumulate, device=call.k.device) for _ in "kv")
         grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulate, device=bias.device)
+        arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
-            upstream, own_delta, own_lse = map(strip.of_queries, (grad_out, delta, lse))
-            own_q = strip.of_queries(grad_q)
-            own_k, own_v = (grad[strip.batch, strip.kv_heads] for grad in (grad_k, grad_v))
+            own_q, *above = map(strip.of_queries, (grad_q, grad_out, delta, lse))
             for block in strip.blocks():
-                rows = block.rows
-                found = differentiate(block, upstream[:, rows], own_delta[:, rows], own_lse[:, rows])
-                own_q[:, rows] += found.q
-                for index, part in enumerate(block.parts):
-                    part.add(own_k, found.k[index])
-                    part.add(own_v, found.v[index])
-                    if grad_bias is not None:
-                        part.add_bias(strip.of_queries(grad_bias)[:, rows], found.scores[index])
+                weighed = arithmetic.weigh(block, *(x[:, block.rows] for x in above))
+                strip.add_keys(grad_v, block, arithmetic.grad_v(weighed))
+                found = arithmetic.differentiate(block, weighed)
+                strip.add_keys(grad_k, block, found.k)
+                own_q[:, block.rows] += found.q
+                if grad_bias is not None:
+                    strip.add_bias(grad_bias, block, found.scores)
         if bias is not None and grad_bias is not None:
             grad_bias = grad_bias.to(bias.dtype)
         return Gradients(grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype), grad_bias)
@@ -66,17 +68,36 @@ def _computable(call: Call) -> Call:
 
 def _result_dtype(call: Call) -> torch.dtype:
     """Results that several passes add to are rounded once, at the end."""
-    return accumulation_dtype(call.q.dtype) if len(call.lowered.bands) > 1 else call.q.dtype
+    passes = len(call.lowered.bands) + (call.columns is not None)
+    return accumulation_dtype(call.q.dtype) if passes > 1 else call.q.dtype
 
 
-def _write(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor) -> None:
-    out.copy_(new_out)
-    lse.copy_(new_lse)
+def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
+    """The first pass over these rows."""
+    own_out, own_lse = strip.of_queries(out), strip.of_queries(lse)
+    for block in strip.blocks():
+        values, total, unit = arithmetic.attend(block, strip.sees_itself)
+        own_lse[:, block.rows] = _log(total, unit)
+        if not strip.sees_itself:
+            total.masked_fill_(total == 0, 1)
+        torch.div(values, total, out=values)
+        own_out[:, block.rows] = values
 
 
-def _merge(out: Tensor, lse: Tensor, new_out: Tensor, new_lse: Tensor) -> None:
-    """Join two softmaxes over disjoint keys; an empty side weighs 0."""
-    total = torch.logaddexp(lse, new_lse)
-    reference = total.masked_fill(total == -math.inf, 0)
-    out.mul_((lse - reference).exp_()[..., None]).add_(new_out * (new_lse - reference).exp_()[..., None])
-    lse.copy_(total)
+def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
+    """A later pass: join two softmaxes over disjoint keys. An empty side weighs 0."""
+    own_out, own_lse = strip.of_queries(out), strip.of_queries(lse)
+    for block in strip.blocks():
+        values, total, unit = arithmetic.attend(block, strip.sees_itself)
+        old = own_lse[:, block.rows]
+        joint = torch.logaddexp(old, _log(total, unit))
+        reference = joint.masked_fill(joint == -math.inf, 0)
+        share = (unit.squeeze(-1) / LOG2E - reference).exp_()[..., None]
+        rows = own_out[:, block.rows]
+        rows.mul_((old - reference).exp_()[..., None]).addcmul_(values.to(rows.dtype), share)
+        own_lse[:, block.rows] = joint
+
+
+def _log(total: Tensor, unit: Tensor) -> Tensor:
+    """lse [H, R] in natural logarithms; -inf where the total is 0."""
+    return total.log2().add_(unit).mul_(1 / LOG2E).squeeze(-1)

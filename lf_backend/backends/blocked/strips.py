@@ -1,11 +1,11 @@
 """Geometry of the blocked backend: which queries meet which keys, under which mask.
 
-Strip = one residue class of some heads of one example under one band.
-Block = some consecutive queries of a strip.
-Part  = some keys of a block: those of its band, or the global columns.
+Pass  = one band, or the global columns. Passes meet in the log-sum-exp, so a pair shows in one only.
+Strip = what of a pass shares keys: some heads of one example, for a band one residue class of them.
+Block = some consecutive queries of a strip with all keys they see in this pass.
 
-All tensors but gradients are views. In a mask, 0 means visible and -inf invisible; a band bias is part
-of it, in units of log2(e) like the scores.
+All tensors but masks are views. In a mask, 0 means visible and -inf invisible; a band bias is part of
+it. Masks are in units of log2(e), as the scores are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -25,266 +25,360 @@ from lf_backend.bands import Band, class_length
 
 LOG2E = math.log2(math.e)
 SCORE_BYTES = 2 << 20  # scores of one block: about what two CPU cores keep in cache
-BLOCK_ROWS = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Part(ABC):
-    """Keys k, v [Hkv, K, D] of a block and their mask, which broadcasts to [H, R, K]."""
-
-    k: Tensor
-    v: Tensor
-    mask: Tensor
-    keep: Tensor | None
-
-    @abstractmethod
-    def add(self, grad: Tensor, more: Tensor) -> None:
-        """Add `more` [Hkv, K, D] to the gradient [Hkv, M, D] of all keys."""
-
-    def add_bias(self, grad: Tensor, scores: Tensor) -> None:
-        """Add the gradient of the scores [H, R, K] to that of the block's band bias [H, R, taps]."""
-
-
-@dataclass(frozen=True, eq=False)
-class BandPart(Part):
-    """The keys [low, high) of the strip's class; column c of the band is key c - shift."""
-
-    strip: Strip
-    low: int
-    high: int
-    shift: int
-
-    def add(self, grad: Tensor, more: Tensor) -> None:
-        self.strip.of_keys(grad)[:, self.low : self.high] += more
-
-    def add_bias(self, grad: Tensor, scores: Tensor) -> None:
-        wide = self.strip.wide(scores.shape[1], 0.0, scores)
-        wide[..., self.low + self.shift : self.high + self.shift] = scores
-        grad += _diagonals(wide, grad.shape[-1])
-
-
-@dataclass(frozen=True, eq=False)
-class ColumnPart(Part):
-    """The global columns, gathered."""
-
-    positions: Tensor
-
-    def add(self, grad: Tensor, more: Tensor) -> None:
-        grad.index_add_(1, self.positions, more)
+BAND_ROWS = 64  # a band of w taps costs w + rows: few rows waste little, many feed the product
+COLUMN_ROWS = 512  # columns waste nothing; more rows are fewer steps
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Queries q [H, R, D] at `rows` of a strip, and all keys they may see in this pass."""
+    """Queries q [H, R, D] at `rows` of a strip and keys k, v [Hkv, K, D] at `keys` of it.
 
+    `mask` broadcasts to [H, R, K]; `keep` [H, R, K] are dropout factors, or None.
+    """
+
+    strip: Strip
     rows: slice
-    q: Tensor
-    parts: tuple[Part, ...]
-    call: Call
+    keys: slice
+    mask: Tensor
+    keep: Tensor | None
+
+    @cached_property
+    def q(self) -> Tensor:
+        return self.strip.queries[:, self.rows]
+
+    @cached_property
+    def k(self) -> Tensor:
+        return self.strip.keys[:, self.keys]
+
+    @cached_property
+    def v(self) -> Tensor:
+        return self.strip.values[:, self.keys]
+
+    @cached_property
+    def k_t(self) -> Tensor:
+        """k transposed, [Hkv, D, K], in the memory order that products are fast with."""
+        return self.strip.keys_t[..., self.keys]
+
+    @cached_property
+    def v_t(self) -> Tensor:
+        return self.strip.values_t[..., self.keys]
 
 
 @dataclass(frozen=True, eq=False)
-class Strip:
-    """One residue class of some heads of one example under one band (None: columns only).
+class Strip(ABC):
+    """Some heads of one example in one pass.
 
     Attributes:
-        hidden: bands of earlier passes, whose pairs do not count again.
-        masks: band masks of the whole call, which many strips share.
+        first: no earlier pass has written these rows.
     """
 
     call: Call
     batch: int
     heads: slice
     kv_heads: slice
-    band: Band | None
-    hidden: tuple[Band, ...]
-    residue: int
-    masks: dict[tuple[object, ...], Tensor] = field(repr=False)
+    first: bool
+
+    @abstractmethod
+    def of_queries(self, x: Tensor) -> Tensor:
+        """The strip's view [H, n, ...] of x [1 or B, H, N, ...]."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Block]:
+        """Blocks from first to last query."""
+
+    @abstractmethod
+    def add_keys(self, grad: Tensor, block: Block, more: Tensor) -> None:
+        """Add `more` [Hkv, K, D] to the gradient [B, Hkv, M, D] of all keys."""
+
+    @abstractmethod
+    def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
+        """Add the gradient of the scores [H, R, K] to that of the band bias [1 or B, H, N, taps]."""
+
+    @cached_property
+    @abstractmethod
+    def queries(self) -> Tensor:
+        """[H, n, D]."""
+
+    @cached_property
+    @abstractmethod
+    def keys(self) -> Tensor:
+        """[Hkv, m, D]."""
+
+    @cached_property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """[Hkv, m, D]."""
+
+    @cached_property
+    def keys_t(self) -> Tensor:
+        return _transposed(self.keys)
+
+    @cached_property
+    def values_t(self) -> Tensor:
+        return _transposed(self.values)
 
     @property
-    def first(self) -> bool:
-        """Whether this is the first pass, the one that shows the columns."""
-        return not self.hidden
+    def sees_itself(self) -> bool:
+        """Every query surely sees a key: none of the rows is empty."""
+        return False
+
+    @cached_property
+    def mask_dtype(self) -> torch.dtype:
+        return accumulation_dtype(self.call.q.dtype)
+
+    def _keep(self, queries: Tensor, keys: Tensor) -> Tensor | None:
+        call = self.call
+        if not call.dropout_p:
+            return None
+        assert call.seed is not None, "the operator draws a seed"
+        heads = torch.arange(self.heads.start, self.heads.stop, device=keys.device)
+        return dropout.keep(call.seed, self.batch, heads, queries, keys, call.dropout_p, self.mask_dtype)
+
+    def _mask(self, hidden: Tensor) -> Tensor:
+        """0 and -inf, where `hidden`."""
+        zeros = torch.zeros(hidden.shape, dtype=self.mask_dtype, device=hidden.device)
+        return zeros.masked_fill_(hidden, -math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class BandStrip(Strip):
+    """The positions residue, residue + dilation, ... under a band: there it is a plain window.
+
+    Attributes:
+        band: of these heads, with their one dilation.
+        hidden: bands of earlier passes, whose pairs do not count again.
+        masks: band masks of the whole call, which many strips share.
+    """
+
+    band: Band
+    hidden: tuple[Band, ...]
+    residue: int
+    masks: dict[object, Tensor]
 
     @property
     def dilation(self) -> int:
-        return 1 if self.band is None else self.band.dilations[0]
+        return self.band.dilations[0]
 
     @property
     def start(self) -> int:
         """Index of the first query."""
         return (self.residue - self.call.offset) % self.dilation
 
+    @property
+    def sees_itself(self) -> bool:
+        return self.first and self.call.key_padding is None
+
     def of_queries(self, x: Tensor) -> Tensor:
-        """The strip's view [H, n, ...] of x [1 or B, H, N, ...]."""
         return x[self.batch if x.shape[0] > 1 else 0, self.heads, self.start :: self.dilation]
 
     def of_keys(self, x: Tensor) -> Tensor:
-        """The strip's view [Hkv, m, ...] of x [Hkv, M, ...]."""
-        return x[:, self.residue :: self.dilation]
+        """The strip's view [Hkv, m, D] of x [B, Hkv, M, D]."""
+        return x[self.batch, self.kv_heads, self.residue :: self.dilation]
 
-    def blocks(self) -> Iterator[Block]:
-        """Blocks from first to last query."""
-        queries = self.of_queries(self.call.q)
-        for start in range(0, queries.shape[1], BLOCK_ROWS):
-            rows = slice(start, min(start + BLOCK_ROWS, queries.shape[1]))
-            parts = (self._band_part(rows), self._column_part(rows) if self.first else None)
-            yield Block(rows, queries[:, rows], tuple(part for part in parts if part), self.call)
-
-    def _band_part(self, rows: slice) -> BandPart | None:
-        if self.band is None:
-            return None
-        left, _ = self._reach
-        step = (self.call.offset + self.start) // self.dilation
-        low, high = self.band.key_range(step + rows.start, step + rows.stop, self.keys.shape[1])
-        shift = left - step - rows.start
-        columns = slice(low + shift, high + shift)
-        if self.call.band_bias is None:
-            mask = self._band_mask[: rows.stop - rows.start, columns]
-        else:
-            bias = self.of_queries(self.call.band_bias)[:, rows] * LOG2E
-            wide = self.wide(rows.stop - rows.start, -math.inf, bias.to(self.mask_dtype))
-            _diagonals(wide, bias.shape[-1]).copy_(bias)
-            mask = wide[..., columns]
-        if self._padding is not None:
-            mask = mask + self.of_keys(self._padding)[:, low:high]
-        positions = torch.arange(low, high, device=mask.device) * self.dilation + self.residue
-        keep = self._keep(rows, positions)
-        return BandPart(self.keys[:, low:high], self.values[:, low:high], mask, keep, self, low, high, shift)
-
-    def _column_part(self, rows: slice) -> ColumnPart | None:
-        if self._columns is None:
-            return None
-        at, valid, k, v = self._columns
-        queries = self._positions(rows)[:, None]
-        hidden = ~valid
-        for band in self.call.lowered.bands:
-            hidden = hidden | band.sees(self.heads.start, queries, at)
-        if self.call.columns is not None and self.call.columns.causal:
-            hidden = hidden | (at > queries)
-        mask = torch.zeros(hidden.shape, dtype=self.mask_dtype, device=at.device)
-        mask.masked_fill_(hidden, -math.inf)
-        return ColumnPart(k, v, mask, self._keep(rows, at), at)
-
-    def wide(self, rows: int, fill: float, like: Tensor) -> Tensor:
-        """A rectangle [H, rows, band columns] of a block."""
-        return like.new_full((self.heads.stop - self.heads.start, rows, rows + sum(self._reach)), fill)
-
-    def _positions(self, rows: slice) -> Tensor:
-        steps = torch.arange(rows.start, rows.stop, device=self.call.q.device)
-        return steps * self.dilation + (self.call.offset + self.start)
-
-    def _keep(self, rows: slice, keys: Tensor) -> Tensor | None:
-        call = self.call
-        if not call.dropout_p:
-            return None
-        assert call.seed is not None, "the operator draws a seed"
-        heads = torch.arange(self.heads.start, self.heads.stop, device=keys.device)
-        queries = self._positions(rows)
-        return dropout.keep(call.seed, self.batch, heads, queries, keys, call.dropout_p, self.mask_dtype)
-
-    @property
-    def mask_dtype(self) -> torch.dtype:
-        return accumulation_dtype(self.call.q.dtype)
+    @cached_property
+    def queries(self) -> Tensor:
+        return self.of_queries(self.call.q)
 
     @cached_property
     def keys(self) -> Tensor:
-        return self.of_keys(self.call.k[self.batch, self.kv_heads])
+        return self.of_keys(self.call.k)
 
     @cached_property
     def values(self) -> Tensor:
-        return self.of_keys(self.call.v[self.batch, self.kv_heads])
+        return self.of_keys(self.call.v)
+
+    def blocks(self) -> Iterator[Block]:
+        count, length = self.queries.shape[1], self.keys.shape[1]
+        for start in range(0, count, BAND_ROWS):
+            rows = slice(start, min(start + BAND_ROWS, count))
+            keys = slice(*self.band.key_range(self._step + start, self._step + rows.stop, length))
+            keep = self._dropout(rows, keys) if self.call.dropout_p else None
+            yield Block(self, rows, keys, self._block_mask(rows, keys), keep)
+
+    def add_keys(self, grad: Tensor, block: Block, more: Tensor) -> None:
+        self.of_keys(grad)[:, block.keys] += more
+
+    def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
+        wide = self._wide(block.rows, 0.0)
+        wide[..., self._columns(block.rows, block.keys)] = scores
+        self.of_queries(grad)[:, block.rows] += _diagonals(wide, grad.shape[-1])
+
+    def _block_mask(self, rows: slice, keys: slice) -> Tensor:
+        """[R, K] or, with a bias, [H, R, K]."""
+        columns = self._columns(rows, keys)
+        if self.call.band_bias is None:
+            mask = self._band_mask[: rows.stop - rows.start, columns]
+        else:
+            wide = self._wide(rows, -math.inf)
+            bias = self.of_queries(self.call.band_bias)[:, rows]
+            torch.mul(bias, LOG2E, out=_diagonals(wide, bias.shape[-1]))
+            mask = wide[..., columns]
+        return mask if self._padding is None else mask + self._padding[keys]
+
+    def _dropout(self, rows: slice, keys: slice) -> Tensor | None:
+        steps = torch.arange(rows.start, rows.stop, device=self.call.q.device)
+        queries = steps * self.dilation + (self.call.offset + self.start)
+        at = torch.arange(keys.start, keys.stop, device=self.call.q.device) * self.dilation + self.residue
+        return self._keep(queries, at)
+
+    def _columns(self, rows: slice, keys: slice) -> slice:
+        """Keys as columns of a band mask, where column c is c - left steps from the first row."""
+        shift = self._reach[0] - self._step - rows.start
+        return slice(keys.start + shift, keys.stop + shift)
+
+    def _wide(self, rows: slice, fill: float) -> Tensor:
+        """[H, R, R + left + right], a row's window starting on the diagonal."""
+        count = rows.stop - rows.start
+        shape = (self.heads.stop - self.heads.start, count, count + sum(self._reach))
+        return torch.full(shape, fill, dtype=self.mask_dtype, device=self.call.q.device)
+
+    @cached_property
+    def _step(self) -> int:
+        """Step of the first query in its residue class."""
+        return (self.call.offset + self.start) // self.dilation
 
     @cached_property
     def _reach(self) -> tuple[int, int]:
         """Reach in steps; as written where a bias has a column for every tap."""
-        assert self.band is not None, "only bands reach"
         if self.call.band_bias is not None and self.band.left is not None and self.band.right is not None:
             return self.band.left, self.band.right
-        return self.band.clipped(self.keys.shape[1])
+        return self.band.clipped(class_length(self.call.k.shape[2], self.residue, self.dilation))
 
     @cached_property
     def _band_mask(self) -> Tensor:
-        """[BLOCK_ROWS, band columns]: column c is c - left steps from the first query."""
-        assert self.band is not None, "only bands have a mask"
-        left, right = self._reach
-        rows = min(BLOCK_ROWS, self.of_queries(self.call.q).shape[1])
-        hidden = tuple(band.at(self.heads.start) for band in self.hidden)
-        key = (self.band, hidden, left, right, rows)
+        """[rows, rows + left + right] of a block that no edge cuts."""
+        rows = min(BAND_ROWS, self.call.q.shape[2])
+        key = (self.band, self.hidden, self._reach, rows)
         if key not in self.masks:
-            device = self.call.q.device
-            query = torch.arange(rows, device=device)[:, None] * self.dilation
+            device, (left, right) = self.call.q.device, self._reach
+            queries = torch.arange(rows, device=device)[:, None] * self.dilation
             at = (torch.arange(rows + left + right, device=device) - left) * self.dilation
-            seen = self.band.sees(0, query, at)
-            for band in hidden:
-                seen = seen & ~band.sees(0, query, at)
-            mask = torch.zeros(seen.shape, dtype=self.mask_dtype, device=device)
-            self.masks[key] = mask.masked_fill_(~seen, -math.inf)
+            seen = self.band.sees(0, queries, at)
+            for band in self.hidden:
+                seen = seen & ~band.sees(0, queries, at)
+            self.masks[key] = self._mask(~seen)
         return self.masks[key]
 
     @cached_property
     def _padding(self) -> Tensor | None:
-        """[1, M]: 0 or -inf, None without padding."""
+        """[m]: 0 or -inf, None without padding."""
         if self.call.key_padding is None:
             return None
-        padded = self.call.key_padding[self.batch, None]
-        mask = torch.zeros(padded.shape, dtype=self.mask_dtype, device=padded.device)
-        return mask.masked_fill_(padded, -math.inf)
+        return self._mask(self.call.key_padding[self.batch, self.residue :: self.dilation])
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnStrip(Strip):
+    """Global columns: their keys, gathered, seen by all queries to which no band shows them.
+
+    Attributes:
+        bands: of these heads, each with their one dilation.
+    """
+
+    columns: Columns
+    bands: tuple[Band, ...]
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        return x[self.batch if x.shape[0] > 1 else 0, self.heads]
 
     @cached_property
-    def _columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """Positions [G], validity [G], keys and values [Hkv, G, D] of the global columns."""
-        columns: Columns | None = self.call.columns
-        if columns is None:
-            return None
-        at = columns.positions[self.batch]
-        k, v = (x[self.batch, self.kv_heads].index_select(1, at) for x in (self.call.k, self.call.v))
-        return at, columns.valid[self.batch], k, v
+    def queries(self) -> Tensor:
+        return self.of_queries(self.call.q)
+
+    @cached_property
+    def keys(self) -> Tensor:
+        return self._gathered(self.call.k)
+
+    @cached_property
+    def values(self) -> Tensor:
+        return self._gathered(self.call.v)
+
+    def blocks(self) -> Iterator[Block]:
+        at, (heads, count, _) = self.columns.positions[self.batch], self.queries.shape
+        size = min(max(SCORE_BYTES // (4 * heads * len(at)), BAND_ROWS), COLUMN_ROWS)
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            positions = torch.arange(start, rows.stop, device=at.device) + self.call.offset
+            mask = self._mask(self._hidden(positions[:, None], at))
+            yield Block(self, rows, slice(0, len(at)), mask, self._keep(positions, at))
+
+    def add_keys(self, grad: Tensor, block: Block, more: Tensor) -> None:
+        grad[self.batch, self.kv_heads].index_add_(1, self.columns.positions[self.batch], more)
+
+    def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
+        """Nothing: pairs with a bias lie in the band, and the band shows them."""
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        return x[self.batch, self.kv_heads].index_select(1, self.columns.positions[self.batch])
+
+    def _hidden(self, queries: Tensor, at: Tensor) -> Tensor:
+        hidden = ~self.columns.valid[self.batch]
+        for band in self.bands:
+            hidden = hidden | band.sees(0, queries, at)
+        return hidden | (at > queries) if self.columns.causal else hidden.expand(len(queries), len(at))
 
 
 def strips(call: Call) -> Iterator[Strip]:
-    """All the work of a call; passes in order, so that a later band finds the earlier one's result."""
-    masks: dict[tuple[object, ...], Tensor] = {}
-    bands: tuple[Band | None, ...] = call.lowered.bands or (None,)
+    """All the work of a call; passes in order, so that a later one finds the earlier one's result."""
+    masks: dict[object, Tensor] = {}
+    bands = call.lowered.bands
     for batch in range(call.q.shape[0]):
         for index, band in enumerate(bands):
-            for heads, kv_heads in _head_runs(call, band):
-                own = None if band is None else band.at(heads.start)
-                for residue in range(1 if own is None else own.dilations[0]):
-                    hidden = tuple(earlier for earlier in bands[:index] if earlier)
-                    strip = Strip(call, batch, heads, kv_heads, own, hidden, residue, masks)
+            for heads, kv_heads in _head_runs(call, _scores_of_band(call, band)):
+                own, *hidden = (b.at(heads.start) for b in (band, *bands[:index]))
+                for residue in range(own.dilations[0]):
+                    shared = (call, batch, heads, kv_heads, index == 0)
+                    strip = BandStrip(*shared, own, tuple(hidden), residue, masks)
                     if strip.start < call.q.shape[2]:
                         yield strip
+        if call.columns is not None:
+            for heads, kv_heads in _head_runs(call, BAND_ROWS * call.columns.positions.shape[1]):
+                own_bands = tuple(band.at(heads.start) for band in bands)
+                yield ColumnStrip(call, batch, heads, kv_heads, not bands, call.columns, own_bands)
 
 
-def _head_runs(call: Call, band: Band | None) -> Iterator[tuple[slice, slice]]:
-    """Heads that share all dilations, few enough for the cache, with the heads of their keys."""
+def _transposed(x: Tensor) -> Tensor:
+    """x [Hkv, m, D] as [Hkv, D, m]. CPUs' half-precision products need it so in memory: 1.3 times."""
+    half_on_cpu = x.device.type == "cpu" and x.dtype.itemsize == 2
+    return x.mT.contiguous() if half_on_cpu else x.mT
+
+
+def _head_runs(call: Call, scores: int) -> Iterator[tuple[slice, slice]]:
+    """Heads with the same dilations, few enough for the cache, and the heads of their keys.
+
+    A run is whole groups of heads that share keys, or lies within one.
+
+    Args:
+        scores: number of scores per head of one block.
+    """
     heads, kv_heads = call.q.shape[1], call.k.shape[1]
     group = heads // kv_heads
-    most = _heads_at_once(call, band)
     start = 0
     while start < heads:
-        stop = start + 1
-        while stop < heads and _alike(call, start, stop) and stop - start < most:
-            stop += 1
-        kv = start // group
-        if start % group or stop - start < group:  # within the heads that share one key head
-            stop = min(stop, (kv + 1) * group)
-            yield slice(start, stop), slice(kv, kv + 1)
+        alike = start + 1
+        while alike < heads and _alike(call, start, alike):
+            alike += 1
+        if start % group or alike - start < group:
+            stop = min(alike, (start // group + 1) * group)
         else:
-            stop -= stop % group
-            yield slice(start, stop), slice(kv, stop // group)
+            stop = start + _evenly((alike - start) // group, scores * group) * group
+        yield slice(start, stop), slice(start // group, (stop - 1) // group + 1)
         start = stop
+
+
+def _evenly(count: int, scores: int) -> int:
+    """How many of `count` to take at once, so that steps fit the cache and are of one size."""
+    steps = -(-count * scores * 4 // SCORE_BYTES)
+    return -(-count // max(1, min(steps, count)))
 
 
 def _alike(call: Call, one: int, other: int) -> bool:
     return all(band.dilation(one) == band.dilation(other) for band in call.lowered.bands)
 
 
-def _heads_at_once(call: Call, band: Band | None) -> int:
-    rows = min(BLOCK_ROWS, call.q.shape[2])
-    reach = 0 if band is None else sum(band.clipped(class_length(call.k.shape[2], 0, min(band.dilations))))
-    return max(1, SCORE_BYTES // (4 * rows * (rows + reach)))
+def _scores_of_band(call: Call, band: Band) -> int:
+    rows = min(BAND_ROWS, call.q.shape[2])
+    return rows * (rows + sum(band.clipped(class_length(call.k.shape[2], 0, min(band.dilations)))))
 
 
 def _diagonals(wide: Tensor, taps: int) -> Tensor:
