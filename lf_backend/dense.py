@@ -47,12 +47,14 @@ class RectangleGradients(NamedTuple):
 def forward(area: Rectangle) -> tuple[Tensor, Tensor]:
     """Out [H, N, D] in the accumulation dtype and lse [H, N]; 0 and -inf where nothing is seen."""
     scores, _ = _scores(area)
-    lse = scores.logsumexp(-1)
-    weights = (scores - _safe(lse)).exp_()
+    unit = scores.amax(-1, keepdim=True)
+    unit.masked_fill_(unit == -torch.inf, 0)
+    weights = scores.sub_(unit).exp_()
+    total = weights.sum(-1, keepdim=True)
     if area.keep is not None:
         weights *= area.keep
-    out = _fold(weights, area) @ area.v.to(weights.dtype)
-    return out.view(area.q.shape), lse
+    out = (_fold(weights, area) @ area.v.to(weights.dtype)).view(area.q.shape)
+    return out.div_(total.masked_fill(total == 0, 1)), total.log_().add_(unit).squeeze(-1)
 
 
 def weights(area: Rectangle, lse: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def _scores(area: Rectangle) -> tuple[Tensor, Tensor | None]:
         scores = capped * area.softcap
     if area.bias is not None:
         scores = scores + area.bias
-    return scores.masked_fill(~area.visible, -torch.inf), capped
+    return torch.where(area.visible, scores, -torch.inf), capped
 
 
 def _safe(lse: Tensor) -> Tensor:

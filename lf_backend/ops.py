@@ -91,7 +91,7 @@ class Arguments:
         """Everything a pass needs: who runs it, the local part, the global rows."""
         pattern = resolve(self.pattern)
         q, k, v = self._without_padding(self.q, self.k, self.v)
-        columns = positions(pattern.lowered, pattern.causal, self.global_mask, self.key_padding, k)
+        columns = positions(pattern.lowered, pattern.is_causal, self.global_mask, self.key_padding, k)
         call = Call(
             q, k, v, pattern.lowered, columns, self.key_padding, self.band_bias,
             self.scale, self.softcap, self.dropout_p, self.seed,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
 from lf_backend.backends.blocked.arithmetic import Arithmetic
-from lf_backend.backends.blocked.strips import LOG2E, Strip, strips
+from lf_backend.backends.blocked.strips import Strip, strips
 from lf_backend.problem import Feature
 
 
@@ -23,37 +23,28 @@ class Blocked(Backend):
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         call, dtype = _computable(call), call.q.dtype
-        accumulate = accumulation_dtype(dtype)
         out = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
-        lse = torch.empty(call.q.shape[:3], dtype=accumulate, device=call.q.device)
-        if not call.lowered.bands and call.columns is None:
+        lse = torch.empty(call.q.shape[:3], dtype=accumulation_dtype(dtype), device=call.q.device)
+        if _nothing_to_see(call):
             return out.zero_().to(dtype), lse.fill_(-math.inf)
         arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
-            if strip.first:
-                _write(strip, arithmetic, out, lse)
-            else:
-                _merge(strip, arithmetic, out, lse)
+            pass_ = _write if strip.first else _merge
+            pass_(strip, arithmetic, strip.of_queries(out), strip.of_queries(lse))
         return out.to(dtype), lse
 
     def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
         call, dtype = _computable(call), call.q.dtype
         accumulate, bias = accumulation_dtype(dtype), call.band_bias
-        grad_out, delta, lse = grad_out.to(call.q.dtype), delta[..., None], lse[..., None] * LOG2E
-        grad_q = torch.zeros(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
+        upstream = (grad_out.to(call.q.dtype), delta[..., None], lse[..., None])
+        grad_q = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
         grad_k, grad_v = (torch.zeros(call.k.shape, dtype=accumulate, device=call.k.device) for _ in "kv")
         grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulate, device=bias.device)
+        if _nothing_to_see(call):
+            return Gradients(grad_q.zero_().to(dtype), grad_k.to(dtype), grad_v.to(dtype), None)
         arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
-            own_q, *above = map(strip.of_queries, (grad_q, grad_out, delta, lse))
-            for block in strip.blocks():
-                weighed = arithmetic.weigh(block, *(x[:, block.rows] for x in above))
-                strip.add_keys(grad_v, block, arithmetic.grad_v(weighed))
-                found = arithmetic.differentiate(block, weighed)
-                strip.add_keys(grad_k, block, found.k)
-                own_q[:, block.rows] += found.q
-                if grad_bias is not None:
-                    strip.add_bias(grad_bias, block, found.scores)
+            _differentiate(strip, arithmetic, upstream, grad_q, grad_k, grad_v, grad_bias)
         if bias is not None and grad_bias is not None:
             grad_bias = grad_bias.to(bias.dtype)
         return Gradients(grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype), grad_bias)
@@ -68,36 +59,57 @@ def _computable(call: Call) -> Call:
 
 def _result_dtype(call: Call) -> torch.dtype:
     """Results that several passes add to are rounded once, at the end."""
-    passes = len(call.lowered.bands) + (call.columns is not None)
-    return accumulation_dtype(call.q.dtype) if passes > 1 else call.q.dtype
+    return accumulation_dtype(call.q.dtype) if len(call.lowered.bands) > 1 else call.q.dtype
+
+
+def _nothing_to_see(call: Call) -> bool:
+    return not call.lowered.bands and call.columns is None
 
 
 def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
-    """The first pass over these rows."""
-    own_out, own_lse = strip.of_queries(out), strip.of_queries(lse)
+    """The first pass over these rows: out [H, n, D], lse [H, n]."""
     for block in strip.blocks():
         values, total, unit = arithmetic.attend(block, strip.sees_itself)
-        own_lse[:, block.rows] = _log(total, unit)
+        torch.add(total.log(), unit, out=unit)
+        lse[:, block.rows] = unit.squeeze(-1)
         if not strip.sees_itself:
             total.masked_fill_(total == 0, 1)
-        torch.div(values, total, out=values)
-        own_out[:, block.rows] = values
+        out[:, block.rows] = values.div_(total)
 
 
 def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
     """A later pass: join two softmaxes over disjoint keys. An empty side weighs 0."""
-    own_out, own_lse = strip.of_queries(out), strip.of_queries(lse)
     for block in strip.blocks():
         values, total, unit = arithmetic.attend(block, strip.sees_itself)
-        old = own_lse[:, block.rows]
-        joint = torch.logaddexp(old, _log(total, unit))
+        old = lse[:, block.rows]
+        joint = torch.logaddexp(old, total.log().add_(unit).squeeze(-1))
         reference = joint.masked_fill(joint == -math.inf, 0)
-        share = (unit.squeeze(-1) / LOG2E - reference).exp_()[..., None]
-        rows = own_out[:, block.rows]
+        share = (unit.squeeze(-1) - reference).exp_()[..., None]
+        rows = out[:, block.rows]
         rows.mul_((old - reference).exp_()[..., None]).addcmul_(values.to(rows.dtype), share)
-        own_lse[:, block.rows] = joint
+        lse[:, block.rows] = joint
 
 
-def _log(total: Tensor, unit: Tensor) -> Tensor:
-    """lse [H, R] in natural logarithms; -inf where the total is 0."""
-    return total.log2().add_(unit).mul_(1 / LOG2E).squeeze(-1)
+def _differentiate(
+    strip: Strip, arithmetic: Arithmetic, upstream: tuple[Tensor, Tensor, Tensor],
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, grad_bias: Tensor | None,
+) -> None:  # fmt: skip
+    """Add the strip's gradients to those of the call; the first pass over its queries writes theirs."""
+    own_q, grad_out, delta, lse = map(strip.of_queries, (grad_q, *upstream))
+    own_k, own_v = strip.accumulators(grad_k), strip.accumulators(grad_v)
+    for block in strip.blocks():
+        rows = block.rows
+        weighed = arithmetic.weigh(block, grad_out[:, rows], delta[:, rows], lse[:, rows])
+        for each in weighed:
+            source, at = each.part.source, each.part.at
+            arithmetic.add_values(own_v[source][:, at], each, grad_out[:, rows])
+            arithmetic.add_keys(own_k[source][:, at], each, block.q)
+        found = arithmetic.grad_q(block, weighed)
+        if strip.first:
+            own_q[:, rows] = found
+        else:
+            own_q[:, rows] += found
+        if grad_bias is not None:
+            strip.add_bias(grad_bias, block, weighed[0].scores)
+    strip.settle(grad_k, own_k[1])
+    strip.settle(grad_v, own_v[1])

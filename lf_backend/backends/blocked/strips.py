@@ -1,20 +1,23 @@
 """Geometry of the blocked backend: which queries meet which keys, under which mask.
 
-Pass  = one band, or the global columns. Passes meet in the log-sum-exp, so a pair shows in one only.
-Strip = what of a pass shares keys: some heads of one example, for a band one residue class of them.
+Strip = queries that share keys in one pass: some heads of one example, for a band one residue class.
 Block = some consecutive queries of a strip with all keys they see in this pass.
+Part  = a block's keys from one source: the slice of a band, or the global columns.
 
-All tensors but masks are views. In a mask, 0 means visible and -inf invisible; a band bias is part of
-it. Masks are in units of log2(e), as the scores are.
+A pass is one band; the global columns are a part of the first, so that one softmax sees both. Passes
+of further bands meet it in the log-sum-exp, and a pair shows in one pass only.
+
+All tensors but masks and gathered columns are views. In a mask, 0 means visible and -inf invisible; a
+band bias is part of it.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,205 +26,218 @@ from lf_backend import dropout
 from lf_backend.backend import Call, Columns, accumulation_dtype
 from lf_backend.bands import Band, class_length
 
-LOG2E = math.log2(math.e)
 SCORE_BYTES = 2 << 20  # scores of one block: about what two CPU cores keep in cache
 BAND_ROWS = 64  # a band of w taps costs w + rows: few rows waste little, many feed the product
-COLUMN_ROWS = 512  # columns waste nothing; more rows are fewer steps
+COLUMN_ROWS = 512  # columns alone waste nothing; more rows are fewer steps
+MASK_ELEMENTS = 1 << 20  # of the columns' mask, made for many blocks at once
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Queries q [H, R, D] at `rows` of a strip and keys k, v [Hkv, K, D] at `keys` of it.
+class Keys(NamedTuple):
+    """Keys and values [Hkv, m, D], and the same transposed [Hkv, D, m]."""
 
-    `mask` broadcasts to [H, R, K]; `keep` [H, R, K] are dropout factors, or None.
-    """
+    k: Tensor
+    v: Tensor
+    k_t: Tensor
+    v_t: Tensor
 
-    strip: Strip
-    rows: slice
-    keys: slice
+    @classmethod
+    def of(cls, k: Tensor, v: Tensor) -> Keys:
+        """CPUs' half-precision products want them in one piece, and k transposed: 1.3 times as fast."""
+        if k.device.type == "cpu" and k.dtype.itemsize == 2:
+            v = v.contiguous()
+            return cls(k, v, k.mT.contiguous(), v.mT)
+        return cls(k, v, k.mT, v.mT)
+
+    def __getitem__(self, keys: slice) -> Keys:  # type: ignore[override]
+        return Keys(self.k[:, keys], self.v[:, keys], self.k_t[..., keys], self.v_t[..., keys])
+
+
+class Part(NamedTuple):
+    """`keys` at `at` of their source; `mask` and dropout factors `keep`, if any, fit [H, R, K]."""
+
+    source: int
+    keys: Keys
+    at: slice
     mask: Tensor
     keep: Tensor | None
 
-    @cached_property
-    def q(self) -> Tensor:
-        return self.strip.queries[:, self.rows]
 
-    @cached_property
-    def k(self) -> Tensor:
-        return self.strip.keys[:, self.keys]
+class Block(NamedTuple):
+    """Queries q [H, R, D] at `rows` of a strip, and all keys that they see."""
 
-    @cached_property
-    def v(self) -> Tensor:
-        return self.strip.values[:, self.keys]
+    rows: slice
+    q: Tensor
+    parts: tuple[Part, ...]
 
-    @cached_property
-    def k_t(self) -> Tensor:
-        """k transposed, [Hkv, D, K], in the memory order that products are fast with."""
-        return self.strip.keys_t[..., self.keys]
 
-    @cached_property
-    def v_t(self) -> Tensor:
-        return self.strip.values_t[..., self.keys]
+BAND, COLUMNS = 0, 1  # sources
 
 
 @dataclass(frozen=True, eq=False)
-class Strip(ABC):
-    """Some heads of one example in one pass.
+class Strip:
+    """Some heads of one example in one pass; for a band, the positions residue, residue + dilation, ...
+
+    There a dilated band is a plain window.
 
     Attributes:
-        first: no earlier pass has written these rows.
+        band: of these heads, with their one dilation; None where only columns are seen.
+        others: all other bands of these heads.
+        hidden: how many of `others` earlier passes have shown; their pairs do not count again.
+        masks: band masks of the whole call, which many strips share.
     """
 
     call: Call
     batch: int
     heads: slice
     kv_heads: slice
-    first: bool
-
-    @abstractmethod
-    def of_queries(self, x: Tensor) -> Tensor:
-        """The strip's view [H, n, ...] of x [1 or B, H, N, ...]."""
-
-    @abstractmethod
-    def blocks(self) -> Iterator[Block]:
-        """Blocks from first to last query."""
-
-    @abstractmethod
-    def add_keys(self, grad: Tensor, block: Block, more: Tensor) -> None:
-        """Add `more` [Hkv, K, D] to the gradient [B, Hkv, M, D] of all keys."""
-
-    @abstractmethod
-    def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
-        """Add the gradient of the scores [H, R, K] to that of the band bias [1 or B, H, N, taps]."""
-
-    @cached_property
-    @abstractmethod
-    def queries(self) -> Tensor:
-        """[H, n, D]."""
-
-    @cached_property
-    @abstractmethod
-    def keys(self) -> Tensor:
-        """[Hkv, m, D]."""
-
-    @cached_property
-    @abstractmethod
-    def values(self) -> Tensor:
-        """[Hkv, m, D]."""
-
-    @cached_property
-    def keys_t(self) -> Tensor:
-        return _transposed(self.keys)
-
-    @cached_property
-    def values_t(self) -> Tensor:
-        return _transposed(self.values)
-
-    @property
-    def sees_itself(self) -> bool:
-        """Every query surely sees a key: none of the rows is empty."""
-        return False
-
-    @cached_property
-    def mask_dtype(self) -> torch.dtype:
-        return accumulation_dtype(self.call.q.dtype)
-
-    def _keep(self, queries: Tensor, keys: Tensor) -> Tensor | None:
-        call = self.call
-        if not call.dropout_p:
-            return None
-        assert call.seed is not None, "the operator draws a seed"
-        heads = torch.arange(self.heads.start, self.heads.stop, device=keys.device)
-        return dropout.keep(call.seed, self.batch, heads, queries, keys, call.dropout_p, self.mask_dtype)
-
-    def _mask(self, hidden: Tensor) -> Tensor:
-        """0 and -inf, where `hidden`."""
-        zeros = torch.zeros(hidden.shape, dtype=self.mask_dtype, device=hidden.device)
-        return zeros.masked_fill_(hidden, -math.inf)
-
-
-@dataclass(frozen=True, eq=False)
-class BandStrip(Strip):
-    """The positions residue, residue + dilation, ... under a band: there it is a plain window.
-
-    Attributes:
-        band: of these heads, with their one dilation.
-        hidden: bands of earlier passes, whose pairs do not count again.
-        masks: band masks of the whole call, which many strips share.
-    """
-
-    band: Band
-    hidden: tuple[Band, ...]
+    band: Band | None
+    others: tuple[Band, ...]
+    hidden: int
     residue: int
     masks: dict[object, Tensor]
 
     @property
-    def dilation(self) -> int:
-        return self.band.dilations[0]
+    def first(self) -> bool:
+        """No earlier pass has written these rows."""
+        return not self.hidden
 
     @property
+    def sees_itself(self) -> bool:
+        """Every query surely sees a key: none of the rows is empty."""
+        return self.band is not None and self.first and self.call.key_padding is None
+
+    @cached_property
+    def dilation(self) -> int:
+        return 1 if self.band is None else self.band.dilations[0]
+
+    @cached_property
     def start(self) -> int:
         """Index of the first query."""
         return (self.residue - self.call.offset) % self.dilation
 
-    @property
-    def sees_itself(self) -> bool:
-        return self.first and self.call.key_padding is None
+    @cached_property
+    def columns(self) -> Columns | None:
+        return self.call.columns if self.first else None
+
+    @cached_property
+    def sources(self) -> tuple[Keys | None, Keys | None]:
+        """Of the band and of the columns."""
+        band = columns = None
+        if self.band is not None:
+            band = Keys.of(self.of_keys(self.call.k), self.of_keys(self.call.v))
+        if self.columns is not None:
+            columns = Keys.of(self._gathered(self.call.k), self._gathered(self.call.v))
+        return band, columns
 
     def of_queries(self, x: Tensor) -> Tensor:
+        """The strip's view [H, n, ...] of x [1 or B, H, N, ...]."""
         return x[self.batch if x.shape[0] > 1 else 0, self.heads, self.start :: self.dilation]
 
     def of_keys(self, x: Tensor) -> Tensor:
-        """The strip's view [Hkv, m, D] of x [B, Hkv, M, D]."""
+        """The band's view [Hkv, m, D] of x [B, Hkv, M, D]."""
         return x[self.batch, self.kv_heads, self.residue :: self.dilation]
 
-    @cached_property
-    def queries(self) -> Tensor:
-        return self.of_queries(self.call.q)
+    def accumulators(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """What blocks add gradients of their keys to, by source; `settle` brings the columns' home."""
+        count = 0 if self.columns is None else self.columns.positions.shape[1]
+        return self.of_keys(grad), grad.new_zeros(grad[0, self.kv_heads].shape[0], count, grad.shape[-1])
 
-    @cached_property
-    def keys(self) -> Tensor:
-        return self.of_keys(self.call.k)
-
-    @cached_property
-    def values(self) -> Tensor:
-        return self.of_keys(self.call.v)
-
-    def blocks(self) -> Iterator[Block]:
-        count, length = self.queries.shape[1], self.keys.shape[1]
-        for start in range(0, count, BAND_ROWS):
-            rows = slice(start, min(start + BAND_ROWS, count))
-            keys = slice(*self.band.key_range(self._step + start, self._step + rows.stop, length))
-            keep = self._dropout(rows, keys) if self.call.dropout_p else None
-            yield Block(self, rows, keys, self._block_mask(rows, keys), keep)
-
-    def add_keys(self, grad: Tensor, block: Block, more: Tensor) -> None:
-        self.of_keys(grad)[:, block.keys] += more
+    def settle(self, grad: Tensor, of_columns: Tensor) -> None:
+        """Add the columns' gradients [Hkv, G, D] to grad [B, Hkv, M, D]."""
+        if self.columns is not None:
+            grad[self.batch, self.kv_heads].index_add_(1, self.columns.positions[self.batch], of_columns)
 
     def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
+        """Add the gradient of the band's scores [H, R, K] to that of the band bias [1 or B, H, N, taps].
+
+        Pairs with a bias lie in the band, and the band shows them: columns add nothing.
+        """
         wide = self._wide(block.rows, 0.0)
-        wide[..., self._columns(block.rows, block.keys)] = scores
+        wide[..., self._band_columns(block.rows, block.parts[0].at)] = scores
         self.of_queries(grad)[:, block.rows] += _diagonals(wide, grad.shape[-1])
 
-    def _block_mask(self, rows: slice, keys: slice) -> Tensor:
+    def blocks(self) -> Iterator[Block]:
+        """Blocks from first to last query."""
+        queries, (band, columns) = self.of_queries(self.call.q), self.sources
+        count = queries.shape[1]
+        size = BAND_ROWS if self.band is not None else COLUMN_ROWS
+        masks = iter(()) if columns is None else self._column_masks(count, size)
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            parts: tuple[Part, ...] = ()
+            if self.band is not None and band is not None:
+                at = self._keys_of(self.band, rows)
+                mask = self._band_mask(self.band, rows, at)
+                parts = (Part(BAND, band[at], at, mask, self._keep(rows, at, BAND)),)
+            if columns is not None:
+                at = slice(0, columns.k.shape[1])
+                parts = (*parts, Part(COLUMNS, columns, at, next(masks), self._keep(rows, at, COLUMNS)))
+            yield Block(rows, queries[:, rows], parts)
+
+    def _keys_of(self, band: Band, rows: slice) -> slice:
+        length = class_length(self.call.k.shape[2], self.residue, self.dilation)
+        return slice(*band.key_range(self._step + rows.start, self._step + rows.stop, length))
+
+    def _band_mask(self, band: Band, rows: slice, keys: slice) -> Tensor:
         """[R, K] or, with a bias, [H, R, K]."""
-        columns = self._columns(rows, keys)
+        columns = self._band_columns(rows, keys)
         if self.call.band_bias is None:
-            mask = self._band_mask[: rows.stop - rows.start, columns]
+            mask = self._whole_mask(band)[: rows.stop - rows.start, columns]
         else:
             wide = self._wide(rows, -math.inf)
             bias = self.of_queries(self.call.band_bias)[:, rows]
-            torch.mul(bias, LOG2E, out=_diagonals(wide, bias.shape[-1]))
+            _diagonals(wide, bias.shape[-1]).copy_(bias)
             mask = wide[..., columns]
         return mask if self._padding is None else mask + self._padding[keys]
 
-    def _dropout(self, rows: slice, keys: slice) -> Tensor | None:
-        steps = torch.arange(rows.start, rows.stop, device=self.call.q.device)
-        queries = steps * self.dilation + (self.call.offset + self.start)
-        at = torch.arange(keys.start, keys.stop, device=self.call.q.device) * self.dilation + self.residue
-        return self._keep(queries, at)
+    def _whole_mask(self, band: Band) -> Tensor:
+        """[rows, rows + left + right] of a block that no edge cuts."""
+        rows = min(BAND_ROWS, self.call.q.shape[2])
+        hidden = self.others[: self.hidden]
+        key = (band, hidden, self._reach, rows)
+        if key not in self.masks:
+            device, (left, right) = self.call.q.device, self._reach
+            queries = torch.arange(rows, device=device)[:, None] * self.dilation
+            at = (torch.arange(rows + left + right, device=device) - left) * self.dilation
+            seen = band.sees(0, queries, at)
+            for other in hidden:
+                seen = seen & ~other.sees(0, queries, at)
+            self.masks[key] = self._float(~seen)
+        return self.masks[key]
 
-    def _columns(self, rows: slice, keys: slice) -> slice:
+    def _column_masks(self, count: int, size: int) -> Iterator[Tensor]:
+        """[R, G] for every block: no column that is unused, ahead of a causal row, or in a band."""
+        assert self.columns is not None, "called only with columns"
+        at = self.columns.positions[self.batch]
+        step = max(MASK_ELEMENTS // max(at.shape[0], 1) // size, 1) * size
+        for first in range(0, count, step):
+            queries = self._positions(range(first, min(first + step, count)), self.start + self.call.offset)
+            hidden = ~self.columns.valid[self.batch].expand(len(queries), -1)
+            for band in (*((self.band,) if self.band is not None else ()), *self.others):
+                hidden = hidden | band.sees(0, queries[:, None], at)
+            if self.columns.causal:
+                hidden = hidden | (at > queries[:, None])
+            yield from self._float(hidden).split(size)
+
+    def _keep(self, rows: slice, at: slice, source: int) -> Tensor | None:
+        call = self.call
+        if not call.dropout_p:
+            return None
+        assert call.seed is not None, "the operator draws a seed"
+        if source == COLUMNS and call.columns is not None:
+            keys = call.columns.positions[self.batch]
+        else:
+            keys = self._positions(range(at.start, at.stop), self.residue)
+        queries = self._positions(range(rows.start, rows.stop), self.start + call.offset)
+        heads = torch.arange(self.heads.start, self.heads.stop, device=keys.device)
+        dtype = accumulation_dtype(call.q.dtype)
+        return dropout.keep(call.seed, self.batch, heads, queries, keys, call.dropout_p, dtype)
+
+    def _positions(self, steps: range, first: int) -> Tensor:
+        """Positions first + dilation * step."""
+        return torch.arange(steps.start, steps.stop, device=self.call.q.device) * self.dilation + first
+
+    def _band_columns(self, rows: slice, keys: slice) -> slice:
         """Keys as columns of a band mask, where column c is c - left steps from the first row."""
         shift = self._reach[0] - self._step - rows.start
         return slice(keys.start + shift, keys.stop + shift)
@@ -230,7 +246,8 @@ class BandStrip(Strip):
         """[H, R, R + left + right], a row's window starting on the diagonal."""
         count = rows.stop - rows.start
         shape = (self.heads.stop - self.heads.start, count, count + sum(self._reach))
-        return torch.full(shape, fill, dtype=self.mask_dtype, device=self.call.q.device)
+        dtype = accumulation_dtype(self.call.q.dtype)
+        return torch.full(shape, fill, dtype=dtype, device=self.call.q.device)
 
     @cached_property
     def _step(self) -> int:
@@ -240,107 +257,42 @@ class BandStrip(Strip):
     @cached_property
     def _reach(self) -> tuple[int, int]:
         """Reach in steps; as written where a bias has a column for every tap."""
-        if self.call.band_bias is not None and self.band.left is not None and self.band.right is not None:
-            return self.band.left, self.band.right
-        return self.band.clipped(class_length(self.call.k.shape[2], self.residue, self.dilation))
-
-    @cached_property
-    def _band_mask(self) -> Tensor:
-        """[rows, rows + left + right] of a block that no edge cuts."""
-        rows = min(BAND_ROWS, self.call.q.shape[2])
-        key = (self.band, self.hidden, self._reach, rows)
-        if key not in self.masks:
-            device, (left, right) = self.call.q.device, self._reach
-            queries = torch.arange(rows, device=device)[:, None] * self.dilation
-            at = (torch.arange(rows + left + right, device=device) - left) * self.dilation
-            seen = self.band.sees(0, queries, at)
-            for band in self.hidden:
-                seen = seen & ~band.sees(0, queries, at)
-            self.masks[key] = self._mask(~seen)
-        return self.masks[key]
+        band = self.band
+        assert band is not None, "asked only where there is a band"
+        if self.call.band_bias is not None and band.left is not None and band.right is not None:
+            return band.left, band.right
+        return band.clipped(class_length(self.call.k.shape[2], self.residue, self.dilation))
 
     @cached_property
     def _padding(self) -> Tensor | None:
         """[m]: 0 or -inf, None without padding."""
         if self.call.key_padding is None:
             return None
-        return self._mask(self.call.key_padding[self.batch, self.residue :: self.dilation])
-
-
-@dataclass(frozen=True, eq=False)
-class ColumnStrip(Strip):
-    """Global columns: their keys, gathered, seen by all queries to which no band shows them.
-
-    Attributes:
-        bands: of these heads, each with their one dilation.
-    """
-
-    columns: Columns
-    bands: tuple[Band, ...]
-
-    def of_queries(self, x: Tensor) -> Tensor:
-        return x[self.batch if x.shape[0] > 1 else 0, self.heads]
-
-    @cached_property
-    def queries(self) -> Tensor:
-        return self.of_queries(self.call.q)
-
-    @cached_property
-    def keys(self) -> Tensor:
-        return self._gathered(self.call.k)
-
-    @cached_property
-    def values(self) -> Tensor:
-        return self._gathered(self.call.v)
-
-    def blocks(self) -> Iterator[Block]:
-        at, (heads, count, _) = self.columns.positions[self.batch], self.queries.shape
-        size = min(max(SCORE_BYTES // (4 * heads * len(at)), BAND_ROWS), COLUMN_ROWS)
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            positions = torch.arange(start, rows.stop, device=at.device) + self.call.offset
-            mask = self._mask(self._hidden(positions[:, None], at))
-            yield Block(self, rows, slice(0, len(at)), mask, self._keep(positions, at))
-
-    def add_keys(self, grad: Tensor, block: Block, more: Tensor) -> None:
-        grad[self.batch, self.kv_heads].index_add_(1, self.columns.positions[self.batch], more)
-
-    def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
-        """Nothing: pairs with a bias lie in the band, and the band shows them."""
+        return self._float(self.call.key_padding[self.batch, self.residue :: self.dilation])
 
     def _gathered(self, x: Tensor) -> Tensor:
-        return x[self.batch, self.kv_heads].index_select(1, self.columns.positions[self.batch])
+        assert self.call.columns is not None, "called only with columns"
+        return x[self.batch, self.kv_heads].index_select(1, self.call.columns.positions[self.batch])
 
-    def _hidden(self, queries: Tensor, at: Tensor) -> Tensor:
-        hidden = ~self.columns.valid[self.batch]
-        for band in self.bands:
-            hidden = hidden | band.sees(0, queries, at)
-        return hidden | (at > queries) if self.columns.causal else hidden.expand(len(queries), len(at))
+    def _float(self, hidden: Tensor) -> Tensor:
+        """0 and -inf, where `hidden`."""
+        zeros = torch.zeros(hidden.shape, dtype=accumulation_dtype(self.call.q.dtype), device=hidden.device)
+        return zeros.masked_fill_(hidden, -math.inf)
 
 
 def strips(call: Call) -> Iterator[Strip]:
     """All the work of a call; passes in order, so that a later one finds the earlier one's result."""
     masks: dict[object, Tensor] = {}
-    bands = call.lowered.bands
+    bands: tuple[Band | None, ...] = call.lowered.bands or (None,)
     for batch in range(call.q.shape[0]):
         for index, band in enumerate(bands):
-            for heads, kv_heads in _head_runs(call, _scores_of_band(call, band)):
-                own, *hidden = (b.at(heads.start) for b in (band, *bands[:index]))
-                for residue in range(own.dilations[0]):
-                    shared = (call, batch, heads, kv_heads, index == 0)
-                    strip = BandStrip(*shared, own, tuple(hidden), residue, masks)
+            for heads, kv_heads in _head_runs(call, _scores_per_head(call, band)):
+                own = None if band is None else band.at(heads.start)
+                others = tuple(b.at(heads.start) for b in bands if b is not None and b is not band)
+                for residue in range(1 if own is None else own.dilations[0]):
+                    strip = Strip(call, batch, heads, kv_heads, own, others, index, residue, masks)
                     if strip.start < call.q.shape[2]:
                         yield strip
-        if call.columns is not None:
-            for heads, kv_heads in _head_runs(call, BAND_ROWS * call.columns.positions.shape[1]):
-                own_bands = tuple(band.at(heads.start) for band in bands)
-                yield ColumnStrip(call, batch, heads, kv_heads, not bands, call.columns, own_bands)
-
-
-def _transposed(x: Tensor) -> Tensor:
-    """x [Hkv, m, D] as [Hkv, D, m]. CPUs' half-precision products need it so in memory: 1.3 times."""
-    half_on_cpu = x.device.type == "cpu" and x.dtype.itemsize == 2
-    return x.mT.contiguous() if half_on_cpu else x.mT
 
 
 def _head_runs(call: Call, scores: int) -> Iterator[tuple[slice, slice]]:
@@ -376,9 +328,14 @@ def _alike(call: Call, one: int, other: int) -> bool:
     return all(band.dilation(one) == band.dilation(other) for band in call.lowered.bands)
 
 
-def _scores_of_band(call: Call, band: Band) -> int:
+def _scores_per_head(call: Call, band: Band | None) -> int:
+    """Of one block."""
+    columns = 0 if call.columns is None else call.columns.positions.shape[1]
+    if band is None:
+        return min(COLUMN_ROWS, call.q.shape[2]) * columns
     rows = min(BAND_ROWS, call.q.shape[2])
-    return rows * (rows + sum(band.clipped(class_length(call.k.shape[2], 0, min(band.dilations)))))
+    reach = sum(band.clipped(class_length(call.k.shape[2], 0, min(band.dilations))))
+    return rows * (rows + reach + columns)
 
 
 def _diagonals(wide: Tensor, taps: int) -> Tensor:

@@ -1,0 +1,256 @@
+"""Calls worth testing: `CASES`, by name and by hand, and what every random one is made of.
+
+A case is a value. Its tensors are drawn from its seed, so that a failure is replayed by its repr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lf_backend.ops import Arguments, intern
+from lf_backend.pattern import Causal, Global, Pattern, Predicate, Window
+from lf_backend.problem import Problem
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `lf_backend.attention`, without its tensors.
+
+    Attributes:
+        pattern: what sees what.
+        batch, heads, kv_heads, queries, head_dim: shape; `keys` is `queries` if None.
+        padding: "" for none, "right", "left", "middle" (holes anywhere), or "all" (one example whole).
+        globals: per-example global tokens: None for no mask, else the most an example has; the first
+            example has none.
+        separate: the rows of global tokens have projections of their own.
+        bias: 0 for no band bias, else its batch (1 or `batch`).
+        transposed: q, k, v are views of [B, N, H, D].
+        spread: standard deviation of q; large values make sharp softmaxes.
+    """
+
+    pattern: Pattern
+    batch: int = 2
+    heads: int = 2
+    kv_heads: int = 2
+    queries: int = 33
+    keys: int | None = None
+    head_dim: int = 16
+    padding: str = ""
+    globals: int | None = None
+    separate: bool = False
+    sinks: bool = False
+    bias: int = 0
+    scale: float | None = None
+    softcap: float | None = None
+    dropout_p: float = 0.0
+    transposed: bool = False
+    spread: float = 1.0
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        """Number of keys M."""
+        return self.queries if self.keys is None else self.keys
+
+    def tensors(self, dtype: torch.dtype, device: torch.device) -> Tensors:
+        """Fresh leaves for every tensor argument, the same for every dtype up to rounding."""
+        draw = _Draw(torch.Generator().manual_seed(self.seed), dtype, device)
+        shapes = ((self.heads, self.queries), (self.kv_heads, self.length), (self.kv_heads, self.length))
+        q, k, v = (draw.layout(self, *shape) for shape in shapes)
+        own = [draw.layout(self, *shape) for shape in shapes] if self.separate else [None] * 3
+        sinks = draw.leaf(self.heads) if self.sinks else None
+        bias = draw.leaf(self.bias, self.heads, self.queries, self._taps()) if self.bias else None
+        if self.spread != 1.0:
+            q = (q.detach() * self.spread).requires_grad_()
+        padding = draw.padding(self) if self.padding else None
+        mask = draw.globals(self) if self.globals is not None else None
+        return Tensors(q, k, v, *own, sinks, bias, padding, mask)
+
+    def options(self) -> dict[str, float | None]:
+        """The arguments that are numbers."""
+        return {"scale": self.scale, "softcap": self.softcap, "dropout_p": self.dropout_p}
+
+    def problem(self, dtype: torch.dtype, differentiable: bool = True) -> Problem:
+        """What the case asks of a backend."""
+        t = self.tensors(dtype, torch.device("cpu"))
+        return Arguments(
+            t.q, t.k, t.v, t.global_q, t.global_k, t.global_v, t.key_padding, t.global_mask, t.sinks,
+            t.band_bias, None, intern(self.pattern), 1.0, self.softcap, self.dropout_p, differentiable, "",
+        ).problem()  # fmt: skip
+
+    def _taps(self) -> int:
+        taps = self.pattern.lowered.bands[0].taps()
+        assert taps is not None, "a window with a bias is limited"
+        return taps
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """The tensor arguments of a call; None where it has none."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    global_q: Tensor | None
+    global_k: Tensor | None
+    global_v: Tensor | None
+    sinks: Tensor | None
+    band_bias: Tensor | None
+    key_padding: Tensor | None
+    global_mask: Tensor | None
+
+    def named(self) -> dict[str, Tensor | None]:
+        """All by argument name."""
+        return dict(vars(self))
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Those that have gradients."""
+        return {name: x for name, x in vars(self).items() if x is not None and x.requires_grad}
+
+    def to(self, dtype: torch.dtype) -> Tensors:
+        """Fresh leaves of the same values in another dtype; masks as they are."""
+        return Tensors(
+            **{
+                name: x.detach().to(dtype).requires_grad_() if x is not None and x.requires_grad else x
+                for name, x in vars(self).items()
+            }
+        )
+
+
+class _Draw:
+    """Random tensors, drawn in float64 on the CPU so that all dtypes and devices see the same values."""
+
+    def __init__(self, generator: torch.Generator, dtype: torch.dtype, device: torch.device) -> None:
+        self.generator = generator
+        self.dtype = dtype
+        self.device = device
+
+    def leaf(self, *shape: int) -> Tensor:
+        x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return x.to(self.device, self.dtype).requires_grad_()
+
+    def layout(self, case: Case, heads: int, length: int) -> Tensor:
+        if not case.transposed:
+            return self.leaf(case.batch, heads, length, case.head_dim)
+        x = self.leaf(case.batch, length, heads, case.head_dim).detach()
+        return x.transpose(1, 2).requires_grad_()
+
+    def padding(self, case: Case) -> Tensor:
+        padded = torch.zeros(case.batch, case.length, dtype=torch.bool)
+        for example in range(case.batch):
+            count = int(torch.randint(case.length + 1, (), generator=self.generator))
+            if case.padding == "right":
+                padded[example, case.length - count // 2 :] = count > 1
+            elif case.padding == "left":
+                padded[example, : count // 2] = True
+            else:
+                padded[example] = torch.rand(case.length, generator=self.generator) < 0.3
+        if case.padding == "all":
+            padded[0] = True
+        return padded.to(self.device)
+
+    def globals(self, case: Case) -> Tensor:
+        assert case.globals is not None, "called only where globals are wanted"
+        mask = torch.zeros(case.batch, case.length, dtype=torch.bool)
+        for example in range(1, case.batch):
+            count = min(case.globals, case.length)
+            mask[example, torch.randperm(case.length, generator=self.generator)[:count]] = True
+        return mask.to(self.device)
+
+
+def _every_third(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return ((key % 3 == head % 3) & (key <= query)) | (key == query)
+
+
+_WINDOW = Window(5, 3)
+_BASE = Case(_WINDOW)
+_LONG = replace(_BASE, queries=150, batch=1)  # several blocks of any backend
+
+CASES: dict[str, Case] = {
+    "window": _BASE,
+    "window of one key": replace(_BASE, pattern=Window(0, 0)),
+    "window to the left": replace(_BASE, pattern=Window(7, 0)),
+    "window to the right": replace(_BASE, pattern=Window(0, 7)),
+    "window longer than the sequence": replace(_BASE, pattern=Window(100, 60)),
+    "window without limit": replace(_BASE, pattern=Window(None, None)),
+    "causal without limit": replace(_BASE, pattern=Causal(), queries=70),
+    "limit on one side": replace(_BASE, pattern=Window(None, 2), queries=70),
+    "several blocks": replace(_LONG, pattern=Window(40, 30)),
+    "several blocks, narrow": replace(_LONG, pattern=Window(3, 1)),
+    "sharp softmax": replace(_LONG, pattern=Window(40, 30), spread=30.0),
+    "dilation": replace(_BASE, pattern=Window(3, 2, dilation=3)),
+    "dilation, several blocks": replace(_LONG, pattern=Window(35, 20, dilation=2)),
+    "dilation beyond the sequence": replace(_BASE, pattern=Window(2, 2, dilation=50)),
+    "dilation per head": replace(_BASE, pattern=Window(3, 2, dilation=(1, 4))),
+    "dilation per head, grouped": replace(
+        _BASE, pattern=Window(3, 2, dilation=(1, 2, 2, 3)), heads=4, kv_heads=2, queries=50
+    ),
+    "two windows": replace(_BASE, pattern=Window(2, 2) | Window(4, 4, dilation=3), queries=70),
+    "windows that overlap": replace(_BASE, pattern=Window(6, 0) | Window(2, 2)),
+    "global tokens": replace(_BASE, pattern=_WINDOW | Global(0, 17)),
+    "global tokens, several blocks": replace(_LONG, pattern=Window(40, 30) | Global(0, 77, 149)),
+    "only global tokens": replace(_BASE, pattern=Global(3)),
+    "no global token": replace(_BASE, pattern=_WINDOW | Global()),
+    "causal global tokens": replace(_BASE, pattern=(_WINDOW | Global(0, 9)) & Causal()),
+    "global tokens per example": replace(_BASE, globals=4),
+    "global tokens per example and fixed": replace(_BASE, pattern=_WINDOW | Global(2), globals=4),
+    "global tokens per example, causal": replace(_BASE, pattern=Window(5, 0), globals=4),
+    "no global token in the batch": replace(_BASE, globals=0),
+    "separate projections": replace(_BASE, pattern=_WINDOW | Global(0, 20), separate=True),
+    "separate projections per example": replace(_BASE, globals=3, separate=True, heads=4),
+    "separate projections, none global": replace(_BASE, globals=0, separate=True),
+    "separate projections, dilation per head, padding": replace(
+        _BASE, pattern=Window(3, 2, dilation=(1, 3)), globals=3, separate=True, padding="right", batch=3
+    ),
+    "padding right": replace(_BASE, padding="right"),
+    "padding left": replace(_BASE, padding="left", pattern=_WINDOW | Global(0)),
+    "padding in the middle": replace(_BASE, padding="middle", batch=3),
+    "padding of a whole example": replace(_BASE, padding="all", pattern=_WINDOW | Global(0), globals=2),
+    "padding, dilation": replace(_BASE, padding="middle", pattern=Window(4, 4, dilation=2)),
+    "grouped heads": replace(_BASE, heads=6, kv_heads=2),
+    "grouped heads, one key head": replace(_BASE, heads=3, kv_heads=1, pattern=_WINDOW | Global(5)),
+    "decode": replace(_BASE, queries=1, keys=60, pattern=Window(9, 0) | Global(0) & Causal()),
+    "chunked prefill": replace(_BASE, queries=17, keys=80, pattern=Window(20, 4, dilation=2)),
+    "more keys, global rows and columns": replace(
+        _BASE, queries=17, keys=60, pattern=_WINDOW | Global(0, 50), separate=True, padding="middle"
+    ),
+    "one position": replace(_BASE, queries=1),
+    "one position, global": replace(_BASE, queries=1, pattern=_WINDOW | Global(0), separate=True),
+    "empty batch": replace(_BASE, batch=0),
+    "band bias": replace(_BASE, bias=2),
+    "band bias of all examples": replace(_BASE, bias=1, padding="right", queries=70),
+    "band bias, dilation": replace(_BASE, bias=1, pattern=Window(3, 4, dilation=(1, 3))),
+    "band bias, global tokens": replace(_BASE, bias=2, pattern=_WINDOW | Global(0, 9), separate=True),
+    "softcap": replace(_BASE, softcap=1.5),
+    "softcap and band bias": replace(_BASE, softcap=2.0, bias=2, pattern=_WINDOW | Global(0)),
+    "sinks": replace(_BASE, sinks=True, pattern=Window(9, 0)),
+    "sinks, padding, global tokens": replace(_BASE, sinks=True, padding="all", globals=3),
+    "scale of zero": replace(_BASE, scale=0.0),
+    "negative scale": replace(_BASE, scale=-0.7),
+    "dropout": replace(_BASE, dropout_p=0.4),
+    "dropout, dilation, global tokens": replace(
+        _BASE, dropout_p=0.3, pattern=Window(3, 3, dilation=2) | Global(1), separate=True, padding="middle"
+    ),
+    "transposed views": replace(_BASE, transposed=True, queries=70, pattern=_WINDOW | Global(0)),
+    "head_dim 1": replace(_BASE, head_dim=1),
+    "head_dim 40": replace(_BASE, head_dim=40),
+    "head_dim 128": replace(_BASE, head_dim=128, pattern=_WINDOW | Global(0)),
+    "predicate": replace(_BASE, pattern=Predicate(_every_third)),
+    "predicate and the rest": replace(
+        _BASE, pattern=Predicate(_every_third) | Window(2, 2, dilation=2) | Global(4), padding="middle"
+    ),
+    "everything": Case(
+        Window(20, 9, dilation=(1, 1, 2, 3)) | Global(0, 60), heads=4, kv_heads=2, queries=90, keys=100,
+        padding="middle", globals=3, separate=True, sinks=True, bias=2, softcap=3.0, dropout_p=0.2,
+        transposed=True,
+    ),  # fmt: skip
+}  # fmt: skip
+
+
+def named() -> Iterator[tuple[str, Case]]:
+    """All cases, each with a seed of its own."""
+    return ((name, replace(case, seed=seed)) for seed, (name, case) in enumerate(CASES.items()))

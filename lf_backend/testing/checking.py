@@ -1,0 +1,189 @@
+"""Whether a backend gives the oracle's answer to a case: values, gradients, and what must not matter.
+
+Tolerance is a budget, not a table: a result may be off by twice the error that the eager computation
+makes in the same dtype, plus 16 units of rounding (flash-attention's rule, with a floor for results
+that eager happens to get exactly). Uninitialised memory is filled with NaN while a backend runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lf_backend import api
+from lf_backend.testing import oracle
+from lf_backend.testing.cases import Case, Tensors
+
+CPU = torch.device("cpu")
+Results = dict[str, Tensor]
+
+
+class Mismatch(AssertionError):
+    """A backend that does not do what the library promises."""
+
+
+def check(case: Case, backend: str, dtype: torch.dtype, device: torch.device = CPU) -> None:
+    """Run one case whole on one backend.
+
+    Raises:
+        Mismatch: what differs, by how much, and what would have been allowed.
+    """
+    tensors = case.tensors(dtype, device)
+    found = run(case, backend, tensors)
+    _compare(case, found, tensors)
+    _check_repeat(found, run(case, backend, tensors))
+    if tensors.key_padding is not None and case.batch:
+        _check_padding(case, backend, tensors, found)
+    if case.batch and not case.dropout_p:
+        _check_reach(case, backend, tensors, found)
+
+
+def run(case: Case, backend: str, tensors: Tensors) -> Results:
+    """out, lse and the gradient of every leaf, on the backend under test, in poisoned memory."""
+    with _poisoned(), torch.random.fork_rng(devices=_cuda(tensors)):
+        torch.manual_seed(case.seed)
+        out, lse = api.attention(
+            pattern=case.pattern,
+            **tensors.named(),  # type: ignore[arg-type]
+            **case.options(),  # type: ignore[arg-type]
+            return_lse=True,
+            backend=backend,
+        )
+        return _with_gradients(case, out, lse, tensors)
+
+
+def expected(case: Case, tensors: Tensors) -> Results:
+    """The same from the oracle, in the dtype of the tensors."""
+    with torch.random.fork_rng(devices=_cuda(tensors)):
+        torch.manual_seed(case.seed)
+        seed = torch.randint(2**62, (1,), device=tensors.q.device)  # what `attention` draws
+        out, lse = oracle.attention(
+            pattern=case.pattern,
+            seed=seed,
+            **tensors.named(),  # type: ignore[arg-type]
+            **case.options(),  # type: ignore[arg-type]
+        )
+        return _with_gradients(case, out, lse, tensors)
+
+
+def _with_gradients(case: Case, out: Tensor, lse: Tensor, tensors: Tensors) -> Results:
+    generator = torch.Generator().manual_seed(case.seed + 1)
+    upstream = [
+        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device, x.dtype)
+        for x in (out, lse)
+    ]
+    upstream[1] = upstream[1].masked_fill(lse.isinf(), 0)
+    leaves = tensors.leaves()
+    grads = torch.autograd.grad((out, lse), list(leaves.values()), upstream, materialize_grads=True)
+    named = {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return {"out": out.detach(), "lse": lse.detach(), **named}
+
+
+def _compare(case: Case, found: Results, tensors: Tensors) -> None:
+    dtype = tensors.q.dtype
+    truth = expected(case, tensors.to(torch.float64))
+    # float64 has no better judge than itself, so the judge's own error counts as well: three times,
+    # not twice, what eager float32 makes, scaled.
+    eager_dtype = torch.float32 if dtype == torch.float64 else dtype
+    eager = expected(case, tensors.to(eager_dtype))
+    times = 3 * torch.finfo(dtype).eps / torch.finfo(eager_dtype).eps if dtype == torch.float64 else 2
+    for name, wanted in truth.items():
+        got = found[name]
+        if got.shape != wanted.shape or not torch.equal(got.isinf(), wanted.isinf()) or got.isnan().any():
+            raise Mismatch(f"{name}: {_bad(got, wanted)} in {case}")
+        error, allowance = _largest(got, wanted), times * _largest(eager[name], wanted)
+        allowance += 16 * torch.finfo(dtype).eps * max(1.0, _largest(wanted, torch.zeros_like(wanted)))
+        if error > allowance:
+            raise Mismatch(f"{name}: error {error:.3g}, allowed {allowance:.3g}, in {case}")
+
+
+def _bad(got: Tensor, wanted: Tensor) -> str:
+    if got.shape != wanted.shape:
+        return f"shape {list(wanted.shape)} wanted, got {list(got.shape)}"
+    return f"{int(got.isnan().sum())} NaN, {int(got.isinf().sum())} inf, wanted {int(wanted.isinf().sum())} inf"
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference, pairs of equal infinities apart."""
+    difference = (a.double() - b.double()).masked_fill(b.isinf(), 0).abs()
+    return float(difference.max()) if difference.numel() else 0.0
+
+
+def _check_repeat(first: Results, second: Results) -> None:
+    for name, value in first.items():
+        if not torch.equal(value, second[name]):
+            raise Mismatch(f"{name}: two runs differ by {_largest(value, second[name]):.3g}")
+
+
+def _check_padding(case: Case, backend: str, tensors: Tensors, found: Results) -> None:
+    """What padded positions hold has no effect and gets no gradient, NaN and inf included."""
+    padding = tensors.key_padding
+    assert padding is not None, "called only with padding"
+    spoiled = {}
+    for name, x in tensors.named().items():
+        if name in ("q", "k", "v", "global_q", "global_k", "global_v") and x is not None:
+            mask = padding[:, case.length - x.shape[2] :, None].unsqueeze(1)
+            junk = torch.where(torch.arange(x.shape[3], device=x.device) % 2 == 0, torch.nan, torch.inf)
+            spoiled[name] = torch.where(mask, junk.to(x.dtype), x.detach()).requires_grad_()
+    again = run(case, backend, replace(tensors, **spoiled))
+    for name, value in found.items():
+        if not torch.equal(value, again[name]):
+            raise Mismatch(f"{name}: changes with what padded positions hold, in {case}")
+        leaf = name.removeprefix("gradient of ")
+        if leaf in spoiled:
+            mask = padding[:, None, case.length - value.shape[2] :, None]
+            if value.masked_fill(~mask, 0).any():
+                raise Mismatch(f"{name}: not 0 at padded positions, in {case}")
+
+
+def _check_reach(case: Case, backend: str, tensors: Tensors, found: Results) -> None:
+    """A key that a query does not see changes nothing in that query's row."""
+    position = case.seed % case.length
+    sees = _rows_that_see(case, tensors, position)
+    moved = {}
+    for name in ("k", "v", "global_k", "global_v"):
+        x = getattr(tensors, name)
+        if x is not None:
+            other = x.detach().clone()
+            other[:, :, position] += 1.0
+            moved[name] = other.requires_grad_()
+    again = run(case, backend, replace(tensors, **moved))
+    for name in ("out", "lse"):
+        blind = ~sees if name == "lse" else ~sees[..., None]
+        old, new = (torch.where(blind, x, 0) for x in (found[name], again[name]))
+        if not torch.equal(old, new):
+            raise Mismatch(f"{name}: changes with key {position} in rows that do not see it, in {case}")
+    if not sees.any():
+        for name in ("gradient of k", "gradient of v"):
+            if found[name][:, :, position].any():
+                raise Mismatch(f"{name}: not 0 for key {position}, which nobody sees, in {case}")
+
+
+def _rows_that_see(case: Case, tensors: Tensors, position: int) -> Tensor:
+    """Bool [B, H, N] from the oracle's own mask: the gradient of lse reaches the key's score or not."""
+    ones = {name: getattr(tensors, name) for name in ("key_padding", "global_mask")}
+    k = torch.zeros(case.batch, 1, case.length, 1, dtype=torch.float64, device=tensors.q.device)
+    q = torch.zeros(case.batch, case.heads, case.queries, 1, dtype=torch.float64, device=k.device)
+    v = k.clone()
+    v[:, :, position] = 1.0
+    out, _ = oracle.attention(q, k, v, case.pattern, **ones)
+    return out[..., 0] > 0
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Fresh memory holds NaN, and an operation without a deterministic form is an error."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _cuda(tensors: Tensors) -> list[int]:
+    return [tensors.q.get_device()] if tensors.q.is_cuda else []

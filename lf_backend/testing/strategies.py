@@ -1,0 +1,66 @@
+"""Hypothesis strategies for patterns and whole cases; shrinking finds the smallest call that fails."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from lf_backend.pattern import Causal, Global, Pattern, Window
+from lf_backend.testing.cases import Case
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+@st.composite
+def windows(draw: st.DrawFn, heads: int, length: int) -> Window:
+    """Windows of all shapes, from one key to longer than the sequence, dilated per head or not."""
+    reach = st.one_of(st.integers(0, 8), st.integers(0, length + 5), st.none())
+    step = st.integers(1, 4)
+    dilation = draw(st.one_of(step, st.lists(step, min_size=heads, max_size=heads)))
+    return Window(draw(reach), draw(reach), dilation)  # type: ignore[arg-type]
+
+
+@st.composite
+def patterns(draw: st.DrawFn, heads: int, length: int) -> Pattern:
+    """Unions of windows and global tokens, causal or not."""
+    window = windows(heads, length)
+    tokens = st.lists(st.integers(0, length - 1), max_size=4).map(lambda at: Global(*at))
+    terms = draw(st.lists(st.one_of(window, window, tokens), min_size=1, max_size=3))
+    pattern = terms[0]
+    for term in terms[1:]:
+        pattern = pattern | term
+    return pattern & Causal() if draw(st.integers(0, 3)) == 0 else pattern
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Calls within what `lf_backend.attention` takes; a few in eight have each of the rarer features."""
+    group, kv_heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    heads = group * kv_heads
+    keys = draw(st.one_of(st.integers(1, 40), st.integers(1, 300)))
+    queries = draw(st.one_of(st.just(keys), st.integers(1, keys)))
+    pattern = draw(patterns(heads, keys))
+    some = st.integers(0, 3).map(lambda x: x == 0)
+    bands = pattern.lowered.bands
+    limited = len(bands) == 1 and bands[0].taps() is not None
+    tokens = draw(st.integers(0, 5)) if draw(some) else None
+    batch = draw(st.integers(1, 3))
+    return Case(
+        pattern=pattern,
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        queries=queries,
+        keys=keys,
+        head_dim=draw(st.sampled_from((1, 4, 16, 40))),
+        padding=draw(st.sampled_from(("", "", "right", "left", "middle", "all"))),
+        globals=tokens,
+        separate=(tokens is not None or bool(pattern.lowered.positions)) and draw(st.booleans()),
+        sinks=draw(some),
+        bias=draw(st.sampled_from((1, batch))) if limited and draw(some) else 0,
+        scale=draw(st.sampled_from((None, None, 0.0, 1.3))),
+        softcap=draw(st.sampled_from((None, None, None, 2.0))),
+        dropout_p=draw(st.sampled_from((0.0, 0.0, 0.0, 0.3))),
+        transposed=draw(st.booleans()),
+        spread=draw(st.sampled_from((1.0, 1.0, 20.0))),
+        seed=draw(st.integers(0, 2**16)),
+    )

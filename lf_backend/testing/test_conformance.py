@@ -1,0 +1,100 @@
+"""The conformance kit: every registered backend against every case, forward and backward.
+
+    pytest --pyargs lf_backend.testing                    # all backends that are installed
+    pytest --pyargs lf_backend.testing -k my_backend      # one
+
+Installing a distribution with an entry point in "lf_backend.backends" is all it takes to be tested.
+What a backend refuses is skipped with its reasons; what it claims must be exercised, and what it does
+not claim must be refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lf_backend as lf
+from lf_backend import registry
+from lf_backend.backend import Backend
+from lf_backend.problem import Feature, Machine
+from lf_backend.testing.cases import CASES, Case, named
+from lf_backend.testing.checking import check
+from lf_backend.testing.strategies import DTYPES, cases
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
+
+DEVICES = [torch.device("cpu")]
+if torch.cuda.is_available():
+    DEVICES.append(torch.device("cuda", torch.cuda.current_device()))
+
+every_backend = pytest.mark.parametrize("name", list(registry.backends()))
+every_device = pytest.mark.parametrize("device", DEVICES, ids=str)
+
+
+def working(name: str) -> Backend:
+    entry = registry.backends()[name]
+    if not isinstance(entry, Backend):
+        pytest.skip(f"{name} could not be loaded")  # `test_loads` fails for it
+    return entry
+
+
+def reasons(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> list[str]:
+    return backend.reasons(case.problem(dtype), Machine.of(device))
+
+
+@every_backend
+def test_loads(name: str) -> None:
+    entry = registry.backends()[name]
+    assert isinstance(entry, Backend), f"{name}: {entry.error}"
+
+
+@every_backend
+@every_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [pytest.param(case, id=title) for title, case in named()])
+def test_case(name: str, device: torch.device, dtype: str, case: Case) -> None:
+    backend, kind = working(name), getattr(torch, dtype)
+    if against := reasons(backend, case, kind, device):
+        pytest.skip("; ".join(against))
+    check(case, name, kind, device)
+
+
+@every_backend
+@every_device
+@given(case=cases(), dtype=st.sampled_from(DTYPES))
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_random_case(name: str, device: torch.device, case: Case, dtype: str) -> None:
+    backend, kind = working(name), getattr(torch, dtype)
+    if reasons(backend, case, kind, device):
+        with pytest.raises(lf.UnsupportedError):
+            check(case, name, kind, device)
+    else:
+        check(case, name, kind, device)
+
+
+@every_backend
+def test_every_claim_is_exercised(name: str) -> None:
+    """Each feature and dtype that the backend claims is part of a case that it accepts."""
+    claims = working(name).capabilities
+    features: set[Feature] = set()
+    for case in CASES.values():
+        needs = case.problem(torch.float32).features
+        if needs <= claims.features:
+            features |= needs
+    assert features == claims.features, f"claimed and never exercised: {claims.features - features}"
+    assert claims.dtypes <= set(DTYPES), f"claimed and never exercised: {claims.dtypes - set(DTYPES)}"
+
+
+@every_backend
+def test_what_is_not_claimed_is_refused(name: str) -> None:
+    """Forced, such a call raises UnsupportedError that names the feature; nothing else runs it."""
+    for feature in set(Feature) - working(name).capabilities.features:
+        case = next(c for c in CASES.values() if c.batch and feature in c.problem(torch.float32).features)
+        with pytest.raises(lf.UnsupportedError) as refused:
+            check(case, name, torch.float32)
+        assert feature.value in str(refused.value)
+        assert refused.value.selection is not None
