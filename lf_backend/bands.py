@@ -2,15 +2,19 @@
 
 A band counts in *steps*: in the residue class of positions r, r + d, r + 2d, ... a window dilated by d
 is a plain sliding window, so `key_range` and its transpose `query_range` know nothing of dilation.
+
+`lower` turns a union of intersections into that form, exactly: what is neither a band nor a set of
+global tokens stays a rule, for backends that take predicates.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, reduce
+from typing import Any, Protocol
 
 import torch
 
@@ -46,7 +50,8 @@ class Band:
     def span(self) -> tuple[int | None, int | None]:
         """Reach in positions, back and ahead, of the head that reaches farthest."""
         widest = max(self.dilations)
-        return tuple(None if reach is None else reach * widest for reach in (self.left, self.right))  # type: ignore[return-value]
+        left = None if self.left is None else self.left * widest
+        return left, None if self.right is None else self.right * widest
 
     def clipped(self, length: int) -> tuple[int, int]:
         """Left and right reach in steps, no larger than a class of `length` steps can use."""
@@ -88,6 +93,15 @@ class Band:
             seen = seen & (distance <= self.right * dilation)
         return seen
 
+    def touches(self, head: int, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """Whether any distance key - query of low .. high is in the band; int tensors of one shape."""
+        dilation = self.dilation(head)
+        if self.left is not None:
+            low = low.clamp(min=-self.left * dilation)
+        if self.right is not None:
+            high = high.clamp(max=self.right * dilation)
+        return high // dilation * dilation >= low
+
     def _dilation_of(self, head: Any) -> Any:
         if len(self.dilations) > 1 and isinstance(head, torch.Tensor):
             return torch.tensor(self.dilations, device=head.device)[head]
@@ -105,9 +119,6 @@ class Band:
         if len(left) > 1 or len(right) > 1:
             return None
         return Band(left.pop(), right.pop(), steps)
-
-    def cut_future(self) -> Band:
-        return Band(self.left, 0, self.dilations)
 
     def offsets(self, head: int, m: int) -> set[int]:
         """Every key - query of the band that fits into `m` positions."""
@@ -127,6 +138,43 @@ def class_length(m: int, residue: int, dilation: int) -> int:
     return max(0, -(-(m - residue) // dilation))
 
 
+EVERYTHING = Band(None, None, (1,))
+PAST = Band(None, 0, (1,))  # and self
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Global tokens: every pair with one of them as its query or as its key."""
+
+    positions: tuple[int, ...]
+
+    def sees(self, head: Any, query: Any, key: Any) -> Any:
+        """Whether the pair has a global token; ints or tensors of ints that broadcast."""
+        seen: Any = (head != head) | (query != query) | (key != key)  # False in the common shape
+        for position in self.positions:
+            seen = seen | (query == position) | (key == position)
+        return seen
+
+
+class Form(Protocol):
+    """What a single term of a pattern is made of: a `Band`, `Tokens`, or anything else that decides."""
+
+    def sees(self, head: Any, query: Any, key: Any) -> Any: ...
+
+
+Conjunction = tuple[Form, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Pairs that all parts show, as a predicate (head, query, key) -> bool."""
+
+    parts: Conjunction
+
+    def __call__(self, head: Any, query: Any, key: Any) -> Any:
+        return reduce(operator.and_, (part.sees(head, query, key) for part in self.parts))
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A pattern as kernels run it: the union of all fields.
@@ -135,7 +183,7 @@ class Lowered:
         bands: windows; a pair may lie in more than one and still counts once.
         positions: global tokens, sorted.
         causal_globals: the global tokens show and see only the past.
-        others: predicates (head, query, key) -> bool for what is neither band nor global token.
+        others: rules (head, query, key) -> bool for what is neither band nor global token.
     """
 
     bands: tuple[Band, ...]
@@ -146,6 +194,45 @@ class Lowered:
     def pairs(self, n: int, m: int, head: int) -> int:
         """Visible pairs of one head, the queries being the last `n` of `m` positions."""
         return _pairs(self, n, m, head)
+
+
+def lower(union: Iterable[Conjunction]) -> Lowered:
+    """Sort the intersections into bands, global tokens and the rest; exact, never approximate."""
+    bands: list[Band] = []
+    others: list[Rule] = []
+    tokens: list[Tokens] = []
+    causal_tokens: list[Tokens] = []
+    for parts in union:
+        band, rest = _intersected(parts)
+        if band is not None and not rest:
+            bands.append(band)
+        elif band in (EVERYTHING, PAST) and len(rest) == 1 and isinstance(rest[0], Tokens):
+            (causal_tokens if band == PAST else tokens).append(rest[0])
+        else:
+            others.append(Rule(parts))
+    # The row of a causal global token sees exactly the past only if nothing shows it the future. A
+    # term without positions counts: it stands for the global tokens that a call may bring.
+    if others or tokens or any(band.right != 0 for band in bands):
+        others.extend(Rule((PAST, some)) for some in causal_tokens if some.positions)
+        causal_tokens = []
+    positions = sorted({p for some in (*tokens, *causal_tokens) for p in some.positions})
+    return Lowered(
+        tuple(dict.fromkeys(bands)), tuple(positions), bool(positions and causal_tokens), tuple(others)
+    )
+
+
+def _intersected(parts: Conjunction) -> tuple[Band | None, list[Form]]:
+    """All bands of an intersection as one, None if none is the same; and what is no band."""
+    band: Band | None = EVERYTHING
+    for part in parts:
+        if band is not None and isinstance(part, Band):
+            band = band.intersect(part)
+    return band, [part for part in parts if not isinstance(part, Band)]
+
+
+def looks_ahead(union: Iterable[Conjunction]) -> bool:
+    """False if every intersection has a band that ends at the query itself."""
+    return not all(any(isinstance(p, Band) and p.right == 0 for p in parts) for parts in union)
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,117 @@
+"""The grammar of a pattern's string, and the pattern behind each parse tree. Nothing is evaluated.
+
+Loaded by `notation.parse` when the first string is read, because the parser generator takes some 60 ms.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import re
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+from lark import Lark, Token, Transformer, UnexpectedInput, v_args
+from lark.exceptions import UnexpectedToken, VisitError
+
+from lf_backend.errors import PatternError
+from lf_backend.pattern import Causal, Global, Pattern, Window
+
+_GRAMMAR = r"""
+    ?union: meet | meet ("|" meet)+ -> either
+    ?meet: term | term ("&" term)+ -> both
+    ?term: TERM "(" _arguments? ")" -> call | "(" union ")"
+    _arguments: value ("," value)* ("," named)* | named ("," named)*
+    named: NAME "=" value
+    ?value: INT -> integer | NONE -> none | "[" (value ("," value)*)? "]" -> items
+
+    TERM: /(window|global|causal)\b/
+    INT: /-?[0-9]{1,18}\b/
+    NONE.1: /[nN]one\b/
+    NAME: /[A-Za-z_]\w*/
+    %ignore /\s+/
+"""
+_PARSER = Lark(_GRAMMAR, start="union", parser="lalr", propagate_positions=True)
+_TERMS: dict[str, Callable[..., Pattern]] = {"window": Window, "global": Global, "causal": Causal}
+_WORDS = {
+    "TERM": "window, global, causal",
+    "INT": "an int",
+    "NAME": "a name",
+    "NONE": "none",
+    "$END": "the end",
+}
+
+
+def read(text: Any) -> Pattern:
+    """The pattern of a string.
+
+    Raises:
+        PatternError: no string, or a malformed one, with the column, what was wanted and what came.
+    """
+    if not isinstance(text, str):
+        raise PatternError(f"pattern: a string wanted, got {text!r}")
+    try:
+        pattern: Pattern = _Build(text).transform(_PARSER.parse(text))
+    except UnexpectedInput as error:
+        raise _malformed(text, error) from None
+    except VisitError as error:
+        raise error.orig_exc from None
+    return pattern
+
+
+@v_args(inline=True)
+class _Build(Transformer[Token, Any]):
+    """Parse tree to pattern, from the leaves up; each method is a rule of the grammar."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
+
+    def either(self, *patterns: Pattern) -> Pattern:
+        return reduce(operator.or_, patterns)
+
+    def both(self, *patterns: Pattern) -> Pattern:
+        return reduce(operator.and_, patterns)
+
+    def call(self, term: Token, *arguments: Any) -> Pattern:
+        named: dict[str, Any] = {}
+        try:
+            for name, value in (argument for argument in arguments if isinstance(argument, tuple)):
+                if name in named:
+                    raise PatternError(f"{name} given twice")
+                named[name] = value
+            given = [argument for argument in arguments if not isinstance(argument, tuple)]
+            inspect.signature(_TERMS[term]).bind(*given, **named)  # its errors do not speak of classes
+            return _TERMS[term](*given, **named)
+        except (PatternError, TypeError) as error:
+            raise PatternError(f"column {term.column} of {self._text!r}: {error}") from None
+
+    def named(self, name: Token, value: Any) -> tuple[str, Any]:
+        return str(name), value
+
+    def items(self, *values: Any) -> list[Any]:
+        return list(values)
+
+    def integer(self, digits: Token) -> int:
+        return int(digits)
+
+    def none(self, word: Token) -> None:
+        return None
+
+
+def _malformed(text: str, error: UnexpectedInput) -> PatternError:
+    """The error in our words: the column, what was wanted there and what came."""
+    ended = isinstance(error, UnexpectedToken) and error.token.type == "$END"
+    at = len(text) if ended or error.pos_in_stream is None else error.pos_in_stream
+    before = _PARSER.parse_interactive(text[:at])
+    before.exhaust_lexer()
+    names: set[str] = before.accepts()  # type: ignore[no-untyped-call]
+    wanted = sorted(map(_word, names), key=lambda word: (word[0] == "'", word))
+    got = re.match(r"\w+|.", text[at:], re.DOTALL)
+    came = repr(got[0]) if got else "the end"
+    return PatternError(f"column {at + 1} of {text!r}: {' or '.join(wanted)} wanted, got {came}")
+
+
+def _word(terminal: str) -> str:
+    return _WORDS.get(terminal) or repr(_PARSER.get_terminal(terminal).pattern.value)

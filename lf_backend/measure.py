@@ -1,0 +1,102 @@
+"""Time and memory of functions, measured so that ratios can be believed.
+
+Functions that are compared run in turn, round after round, in one process: what disturbs the machine
+disturbs all of them. Times are medians with the 20th and 80th percentile; memory is read from the
+allocator's own record, so it is exact and the same in every run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer  # waits for the accelerator, then reads the clock
+
+from lf_backend.errors import LFError
+
+Function = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the median and the 20th and 80th percentile over all repeats."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def interleaved(functions: Mapping[str, Function], repeats: int = 10, warmup: int = 2) -> dict[str, Timing]:
+    """Time functions round robin; work left on an accelerator is waited for.
+
+    Args:
+        functions: name -> function without arguments.
+        repeats: timed rounds, at least 1.
+        warmup: rounds before, not timed.
+
+    Raises:
+        LFError: fewer than one repeat, or a negative warm-up.
+    """
+    if repeats < 1 or warmup < 0:
+        raise LFError(f"repeats >= 1 and warmup >= 0 wanted, got {repeats} and {warmup}")
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for step in range(warmup + repeats):
+        for name, function in functions.items():
+            start = timer()
+            function()
+            if step >= warmup:
+                seconds[name].append(timer() - start)
+    return {name: _timing(values) for name, values in seconds.items()}
+
+
+def _timing(seconds: list[float]) -> Timing:
+    quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
+    return Timing(*torch.tensor(seconds, dtype=torch.float64).quantile(quantiles).tolist())
+
+
+def peak_bytes(function: Function, device: torch.device | str = "cpu") -> int:
+    """The most bytes held at any moment of one call beyond those held before it, its result included.
+
+    Counts what torch's allocator hands out. Scratch memory that a math library allocates on its own is
+    not seen.
+
+    Args:
+        device: whose memory, "cpu" or "cuda".
+
+    Raises:
+        LFError: a device whose allocator keeps no record.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return _peak_on_cuda(function, device)
+    if device.type == "cpu":
+        return _peak_on_cpu(function)
+    raise LFError(f"device: cpu or cuda wanted, got {device}")
+
+
+def _peak_on_cuda(function: Function, device: torch.device) -> int:
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(function: Function) -> int:
+    """The largest partial sum of the allocator's events, which are positive or negative sizes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own start to stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        kept = function()
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    del kept  # held until here, so that its release is not part of the record
+    held = peak = 0
+    for event in sorted(record.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() != "[memory]" or event.device_type().name != "CPU":
+            continue
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak

@@ -1,0 +1,56 @@
+"""The measuring tools, against functions whose time and memory are known."""
+
+import time
+
+import pytest
+import torch
+from lf_backend import LFError
+from lf_backend.measure import interleaved, peak_bytes
+
+MIB = 1 << 20
+
+
+def test_peak_bytes_of_known_allocations():
+    def function():
+        one, two = torch.empty(4 * MIB, dtype=torch.uint8), torch.empty(4 * MIB, dtype=torch.uint8)
+        del one
+        return two, torch.zeros(8 * MIB, dtype=torch.uint8)
+
+    assert peak_bytes(function) == 12 * MIB
+    assert peak_bytes(function) == 12 * MIB  # nothing stays from one call to the next
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_peak_bytes_counts_beyond_what_was_held_and_through_backward():
+    x = torch.ones(MIB, requires_grad=True)
+
+    def function():
+        (x * 2).exp().sum().backward()
+        x.grad = None
+
+    assert 8 * MIB <= peak_bytes(function) <= 13 * MIB  # float32: the exponentials and one gradient or two
+
+
+def test_peak_bytes_writes_nothing(capfd):
+    peak_bytes(lambda: torch.ones(3))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_interleaved_runs_in_turn():
+    order = []
+    found = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warmup=1)
+    assert order == ["a", "b"] * 4
+    assert list(found) == ["a", "b"]
+
+
+def test_interleaved_measures_seconds():
+    found = interleaved({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.01)}, repeats=5)
+    assert 0.001 <= found["short"].p20 <= found["short"].median <= found["short"].p80
+    assert found["long"].median >= 0.01
+
+
+def test_errors():
+    with pytest.raises(LFError, match="repeats >= 1 and warmup >= 0 wanted, got 0 and 2"):
+        interleaved({}, repeats=0)
+    with pytest.raises(LFError, match="device: cpu or cuda wanted, got meta"):
+        peak_bytes(lambda: None, "meta")
