@@ -1,0 +1,78 @@
+"""The self-attention layer: upstream's projections and arguments around `lf_backend.attention`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+import lf_backend as lf
+from lf_huggingface import probabilities
+
+if TYPE_CHECKING:
+    from lf_backend.patching import Mark
+
+
+class SparseSelfAttention(nn.Module):
+    """Mixed in before upstream's layer, whose parameters and attributes it uses."""
+
+    if TYPE_CHECKING:
+        lf_mark: Mark
+        num_heads: int
+        head_dim: int
+        dropout: float
+        query: nn.Linear
+        key: nn.Linear
+        value: nn.Linear
+        query_global: nn.Linear
+        key_global: nn.Linear
+        value_global: nn.Linear
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        is_index_masked: Tensor | None = None,
+        is_index_global_attn: Tensor | None = None,
+        is_global_attn: bool | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """The layer's output, and the weights behind it if asked for.
+
+        Args:
+            hidden_states: [B, N, E], any N.
+            attention_mask: not read; the next two say the same.
+            is_index_masked: bool [B, N], True = padding, or None. The output of padding is 0.
+            is_index_global_attn: bool [B, N], True = global token.
+            is_global_attn: whether any token is global.
+            output_attentions: also return the weights; see `probabilities`.
+
+        Returns:
+            [B, N, E]; with `output_attentions` also [B, N, H, G + taps], G being the largest number of
+            global tokens in the batch; and with globals also [B, H, G, N].
+        """
+        pattern = self.lf_mark.pattern
+        assert pattern is not None, "the plan gives every attention layer a pattern"
+        q, k, v = (self._heads(x(hidden_states)) for x in (self.query, self.key, self.value))
+        own: tuple[Tensor | None, ...] = (None, None, None)
+        if is_global_attn or pattern.lowered.positions:
+            projections = (self.query_global, self.key_global, self.value_global)
+            own = tuple(self._heads(x(hidden_states)) for x in projections)
+        global_mask = is_index_global_attn if is_global_attn else None
+        dropout_p = self.dropout if self.training else 0.0
+        replay = probabilities.Replay.of_next_call(q, dropout_p) if output_attentions else None
+        out, lse = lf.attention(
+            q, k, v, pattern, key_padding=is_index_masked, global_mask=global_mask,
+            global_q=own[0], global_k=own[1], global_v=own[2], dropout_p=dropout_p,
+            return_lse=True, backend=self.lf_mark.backend,
+        )  # fmt: skip
+        found = (out.transpose(1, 2).reshape(hidden_states.shape),)
+        if replay is None:
+            return found
+        scored = probabilities.Scored(q, k, lse, own[0], own[1], is_index_masked, replay)
+        return found + probabilities.weights(scored, pattern, global_mask)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, N, E] as [B, H, N, D], a view."""
+        batch, length, _ = x.shape
+        return x.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)

@@ -1,0 +1,18 @@
+"""Without transformers the tests of the integration are not collected; those of `patch` itself are."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+collect_ignore_glob = [] if find_spec("transformers") else ["test_huggingface_*"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
