@@ -1,19 +1,23 @@
 """Exact Longformer-style sparse attention: declared once, run anywhere.
 
-    import lf_backend as lf
+import lf_backend as lf
 
-    pattern = lf.Window(256, 256) | lf.Global(0)
-    out = lf.attention(q, k, v, pattern, key_padding=pad)
-    print(lf.explain(q, k, v, pattern))
+pattern = lf.Window(256, 256) | lf.Global(0)
+out = lf.attention(q, k, v, pattern, key_padding=pad)
+print(lf.explain(q, k, v, pattern))
 """
 
-from lf_backend.api import attention, explain
+from lf_backend import conventions, schedules
+from lf_backend.api import attention, explain, patch, probabilities
 from lf_backend.backend import Backend, Capabilities
 from lf_backend.errors import LFError, PatchError, PatternError, ShapeError, UnsupportedError
 from lf_backend.notation import from_dict, from_json, parse, to_dict, to_json
-from lf_backend.pattern import Causal, Global, Pattern, Predicate, Window, receptive_field
+from lf_backend.patching import Patch
+from lf_backend.pattern import Causal, Global, Pattern, Predicate, Window
+from lf_backend.picture import Picture, draw
 from lf_backend.problem import Feature, Machine, Problem
 from lf_backend.registry import backends, register
+from lf_backend.schedules import receptive_field
 from lf_backend.select import Selection, select, use_backend
 
 __version__ = "0.1.0"
@@ -26,9 +30,11 @@ __all__ = [
     "Global",
     "LFError",
     "Machine",
+    "Patch",
     "PatchError",
     "Pattern",
     "PatternError",
+    "Picture",
     "Predicate",
     "Problem",
     "Selection",
@@ -37,12 +43,17 @@ __all__ = [
     "Window",
     "attention",
     "backends",
+    "conventions",
+    "draw",
     "explain",
     "from_dict",
     "from_json",
     "parse",
+    "patch",
+    "probabilities",
     "receptive_field",
     "register",
+    "schedules",
     "select",
     "to_dict",
     "to_json",

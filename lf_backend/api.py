@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from lf_backend import checks, ops
+from lf_backend.backends.reference import Reference, weights
+from lf_backend.patching import patch as patch
 from lf_backend.pattern import Pattern
 from lf_backend.problem import Machine
 from lf_backend.select import Selection
@@ -129,6 +131,37 @@ def explain(
         band_bias=band_bias, dropout_p=dropout_p, backend=backend,
     )  # fmt: skip
     return arguments.selection(machine)
+
+
+def probabilities(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    key_padding: Tensor | None = None,
+    global_mask: Tensor | None = None,
+    global_q: Tensor | None = None,
+    global_k: Tensor | None = None,
+    global_v: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    band_bias: Tensor | None = None,
+) -> Tensor:
+    """The attention weights [B, H, N, M] themselves, before dropout: for people, and quadratic.
+
+    Takes `attention`'s arguments. In float32 (float64 for float64), without gradient; a row sums to 1
+    less the share of its sink, and to 0 where it sees nothing. `weights @ v` is `attention`'s output,
+    but for global rows with projections of their own, which weigh `global_v`.
+    """
+    with torch.no_grad():
+        arguments = _arguments(
+            q, k, v, pattern, key_padding=key_padding, global_mask=global_mask, global_q=global_q,
+            global_k=global_k, global_v=global_v, scale=scale, softcap=softcap, sinks=sinks,
+            band_bias=band_bias, dropout_p=0.0, backend=Reference.name,
+        )  # fmt: skip
+        return ops.probabilities(arguments, weights)
 
 
 def _arguments(

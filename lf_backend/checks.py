@@ -119,9 +119,9 @@ def _taps(pattern: Pattern) -> int:
 
 
 def _check_numbers(a: Arguments) -> None:
-    if not math.isfinite(a.scale):
+    if not abs(a.scale) < math.inf:  # compares, so that a symbolic number will do
         raise ShapeError(f"scale: a finite number wanted, got {a.scale}")
-    if a.softcap is not None and not (a.softcap > 0 and math.isfinite(a.softcap)):
+    if a.softcap is not None and not 0 < a.softcap < math.inf:
         raise ShapeError(f"softcap: a finite number > 0 or None wanted, got {a.softcap}")
     if not 0 <= a.dropout_p < 1:
         raise ShapeError(f"dropout_p: a probability in [0, 1) wanted, got {a.dropout_p}")

@@ -86,6 +86,11 @@ class Rows:
             tile.write(out, rows)
             tile.write(lse, rows_lse)
 
+    def weigh(self, weights: Tensor, lse: Tensor) -> None:
+        """Overwrite the rows of weights [B, H, N, M], given the lse [B, H, N] of the whole softmax."""
+        for tile in self._tiles():
+            tile.write(weights, dense.weights(tile.area, tile.read(lse)))
+
     def without(self, lse: Tensor) -> Tensor:
         """lse [B, H, N] with +inf in the rows, which the local part then leaves alone."""
         heads = lse.shape[1]

@@ -8,6 +8,7 @@ zeros for padded queries, and NaN or inf in padded keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,19 +25,24 @@ from lf_backend.notation import parse
 from lf_backend.pattern import Pattern
 from lf_backend.problem import Feature, Machine, Problem
 
-_predicates: dict[str, Pattern] = {}
+_patterns: dict[str, Pattern] = {}
 
 
 def intern(pattern: Pattern) -> str:
     """The pattern as a string argument of the operator; `resolve` is the way back."""
-    if pattern.lowered.others:
-        _predicates[pattern.text] = pattern
+    _remember(pattern)
     return pattern.text
 
 
+@torch.compiler.assume_constant_result
+def _remember(pattern: Pattern) -> None:
+    """Runs while torch.compile traces, which would put the entry off until after the first run."""
+    _patterns[pattern.text] = pattern
+
+
 def resolve(text: str) -> Pattern:
-    """The pattern behind an operator's argument."""
-    return _predicates[text] if text in _predicates else parse(text)
+    """The pattern behind an operator's argument; one that another process exported is parsed."""
+    return _patterns.get(text) or parse(text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,12 +167,12 @@ def attention(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Out [B, H, N, D] and lse [B, H, N]; arguments as in `Arguments`."""
-    return _forward(
-        Arguments(
-            q, k, v, global_q, global_k, global_v, key_padding, global_mask, sinks, band_bias, seed,
-            pattern, scale, softcap, dropout_p, differentiable, backend,
-        )
+    arguments = Arguments(
+        q, k, v, global_q, global_k, global_v, key_padding, global_mask, sinks, band_bias, seed,
+        pattern, scale, softcap, dropout_p, differentiable, backend,
     )  # fmt: skip
+    with _exact(q):
+        return _forward(arguments)
 
 
 @torch.library.custom_op("lf_backend::attention_backward", mutates_args=())
@@ -198,10 +204,16 @@ def attention_backward(
         q, k, v, global_q, global_k, global_v, key_padding, global_mask, sinks, band_bias, seed,
         pattern, scale, softcap, dropout_p, differentiable, backend,
     )  # fmt: skip
-    return _backward(arguments, grad_out, grad_lse, out, lse)
+    with _exact(q):
+        return _backward(arguments, grad_out, grad_lse, out, lse)
 
 
 _DIFFERENTIABLE = ("q", "k", "v", "global_q", "global_k", "global_v", "sinks", "band_bias")
+
+
+def _exact(q: Tensor) -> torch.autocast:
+    """No autocast inside: the operator's arguments have their dtypes, and float32 means float32."""
+    return torch.autocast(q.device.type, enabled=False)
 
 
 def _forward(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -219,6 +231,18 @@ def _forward(a: Arguments) -> tuple[Tensor, Tensor]:
         out.masked_fill_(padded[..., None], 0)
         lse.masked_fill_(padded, -torch.inf)
     return out, lse
+
+
+def probabilities(a: Arguments, local: Callable[[Call, Tensor], Tensor]) -> Tensor:
+    """Weights [B, H, N, M], of the local part by `local(call, lse)` and of the global rows."""
+    if a.q.numel() == 0 or a.k.numel() == 0:
+        return a.q.new_zeros(*a.q.shape[:3], a.k.shape[2], dtype=accumulation_dtype(a.q.dtype))
+    _, lse = _forward(a)
+    _, call, rows = a.prepare()
+    found = local(call, lse)
+    if rows is not None:
+        rows.weigh(found, lse)
+    return found
 
 
 def _backward(

@@ -34,6 +34,8 @@ class Feature(enum.Enum):
     DROPOUT = "dropout"
     BACKWARD = "backward"
 
+    __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python, at every call
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -37,7 +37,7 @@ class Reference(Backend):
         return Gradients(grad_q, grad_k, grad_v, _bias_gradient(call, [p.scores for p in parts]))
 
 
-def probabilities(call: Call, lse: Tensor) -> Tensor:
+def weights(call: Call, lse: Tensor) -> Tensor:
     """Weights [B, H, N, M] of the local part, given the lse [B, H, N] of the whole softmax."""
     parts = [dense.weights(_area(call, batch), lse[batch]) for batch in range(call.q.shape[0])]
     return torch.stack(parts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
 from lf_backend.backends.blocked.arithmetic import Arithmetic
-from lf_backend.backends.blocked.strips import Strip, strips
+from lf_backend.backends.blocked.strips import Block, Strip, strips
 from lf_backend.problem import Feature
 
 
@@ -69,25 +69,28 @@ def _nothing_to_see(call: Call) -> bool:
 def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
     """The first pass over these rows: out [H, n, D], lse [H, n]."""
     for block in strip.blocks():
-        values, total, unit = arithmetic.attend(block, strip.sees_itself)
-        torch.add(total.log(), unit, out=unit)
-        lse[:, block.rows] = unit.squeeze(-1)
-        if not strip.sees_itself:
-            total.masked_fill_(total == 0, 1)
-        out[:, block.rows] = values.div_(total)
+        out[:, block.rows], lse[:, block.rows] = _normalised(strip, arithmetic, block)
 
 
 def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
-    """A later pass: join two softmaxes over disjoint keys. An empty side weighs 0."""
+    """A later pass: join two softmaxes over disjoint keys. An empty side, of lse -inf, weighs 0."""
     for block in strip.blocks():
-        values, total, unit = arithmetic.attend(block, strip.sees_itself)
-        old = lse[:, block.rows]
-        joint = torch.logaddexp(old, total.log().add_(unit).squeeze(-1))
+        more, more_lse = _normalised(strip, arithmetic, block)
+        rows, rows_lse = out[:, block.rows], lse[:, block.rows]
+        joint = torch.logaddexp(rows_lse, more_lse)
         reference = joint.masked_fill(joint == -math.inf, 0)
-        share = (unit.squeeze(-1) - reference).exp_()[..., None]
-        rows = out[:, block.rows]
-        rows.mul_((old - reference).exp_()[..., None]).addcmul_(values.to(rows.dtype), share)
-        lse[:, block.rows] = joint
+        rows.mul_((rows_lse - reference).exp_()[..., None])
+        rows += more * (more_lse - reference).exp_()[..., None]
+        rows_lse.copy_(joint)
+
+
+def _normalised(strip: Strip, arithmetic: Arithmetic, block: Block) -> tuple[Tensor, Tensor]:
+    """The block's out [H, R, D] and lse [H, R]."""
+    values, total, unit = arithmetic.attend(block, strip.sees_itself)
+    lse = total.log().add_(unit).squeeze(-1)
+    if not strip.sees_itself:
+        total.masked_fill_(total == 0, 1)
+    return values.div_(total), lse
 
 
 def _differentiate(

@@ -1,0 +1,55 @@
+"""What the blocked backend promises besides the right answer: linear memory, and no copies of views."""
+
+import pytest
+import torch
+
+import lf_backend as lf
+from lf_backend.measure import peak_bytes
+
+WINDOW = lf.Window(32, 32)
+
+
+def tensors(length: int, grad: bool) -> list[torch.Tensor]:
+    shape = (1, length, 4, 32)
+    return [torch.randn(shape).transpose(1, 2).requires_grad_(grad) for _ in range(3)]
+
+
+def run(length: int, grad: bool, pattern: lf.Pattern = WINDOW) -> int:
+    inputs = tensors(length, grad)
+
+    def work() -> None:
+        out = lf.attention(*inputs, pattern, backend="blocked")
+        if grad:
+            torch.autograd.grad(out, inputs, out.detach())
+
+    return peak_bytes(work)
+
+
+PATTERNS = [
+    WINDOW,
+    WINDOW | lf.Global(0, 7),
+    lf.Window(16, 16, dilation=3),
+    lf.Window(16, 16, dilation=(1, 1, 2, 2)),
+    WINDOW & lf.Causal(),
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_memory_doubles_with_length(grad: bool, pattern: lf.Pattern) -> None:
+    one, two = run(4096, grad, pattern), run(8192, grad, pattern)
+    assert two < 2.1 * one
+
+
+def test_peak_is_a_few_times_inputs_and_outputs() -> None:
+    length = 16384
+    unit = length * 4 * 32 * 4  # bytes of one of q, k, v, out and of each gradient
+    assert run(length, grad=False) < 2 * unit
+    assert run(length, grad=True) < 3 * 8 * unit
+
+
+def test_transposed_views_are_not_copied() -> None:
+    length = 16384
+    unit = length * 4 * 32 * 4
+    out_and_lse = unit + unit // 32
+    assert run(length, grad=False) < out_and_lse + unit / 2

@@ -1,0 +1,125 @@
+"""The conformance kit notices a wrong backend: every mutant of the blocked one is caught."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lf_backend import registry
+from lf_backend.backends.blocked import Blocked, strips
+from lf_backend.bands import Band
+from lf_backend.testing import CASES, Mismatch, check
+
+
+class Mutant(Blocked):
+    """The blocked backend under a name of its own; its subclasses are wrong in one place each."""
+
+    name = "mutant"
+    priority = -1
+
+
+class ScaleOff(Mutant):
+    def forward(self, call):
+        return super().forward(replace(call, scale=call.scale * 1.001))
+
+
+class PaddingInverted(Mutant):
+    def forward(self, call):
+        padding = None if call.key_padding is None else ~call.key_padding
+        return super().forward(replace(call, key_padding=padding))
+
+
+class PaddingForgotten(Mutant):
+    def forward(self, call):
+        return super().forward(replace(call, key_padding=None))
+
+
+class ColumnsForgotten(Mutant):
+    def forward(self, call):
+        return super().forward(replace(call, columns=None))
+
+
+class KeyGradientOff(Mutant):
+    def backward(self, call, grad_out, delta, lse):
+        found = super().backward(call, grad_out, delta, lse)
+        return found._replace(k=found.k * 1.01)
+
+
+class SinksLeaveBackward(Mutant):
+    """Takes lse for the local part's own in the backward."""
+
+    def backward(self, call, grad_out, delta, lse):
+        own = super().forward(call)[1]
+        return super().backward(call, grad_out, delta, torch.where(lse.isinf(), lse, own))
+
+
+class SoftcapLeavesBackward(Mutant):
+    def backward(self, call, grad_out, delta, lse):
+        return super().backward(replace(call, softcap=None), grad_out, delta, lse)
+
+
+class NotDeterministic(Mutant):
+    def forward(self, call):
+        out, lse = super().forward(call)
+        return out * (1 + random.random() * 1e-6), lse
+
+
+MUTANTS = [
+    ScaleOff, PaddingInverted, PaddingForgotten, ColumnsForgotten, KeyGradientOff, SinksLeaveBackward,
+    SoftcapLeavesBackward, NotDeterministic,
+]  # fmt: skip
+
+
+def caught() -> list[str]:
+    found = []
+    for name, case in CASES.items():
+        if case.pattern.lowered.others:
+            continue
+        try:
+            check(case, "mutant", torch.float32)
+        except (Mismatch, IndexError, RuntimeError):  # a wrong range may fit no tensor at all
+            found.append(name)
+    return found
+
+
+@pytest.fixture
+def registered(request: pytest.FixtureRequest):
+    registry.register(request.param)
+    yield
+    registry.unregister("mutant")
+
+
+@pytest.mark.parametrize("registered", [Mutant], indirect=True)
+def test_the_unchanged_backend_passes(registered) -> None:
+    assert caught() == []
+
+
+@pytest.mark.parametrize("registered", MUTANTS, indirect=True, ids=lambda mutant: mutant.__name__)
+def test_mutant_is_caught(registered) -> None:
+    assert caught()
+
+
+@pytest.mark.parametrize("registered", [Mutant], indirect=True)
+@pytest.mark.parametrize("low, high", [(1, 0), (0, -1)])
+def test_range_off_by_one_is_caught(registered, monkeypatch: pytest.MonkeyPatch, low: int, high: int) -> None:
+    true = Band.key_range
+
+    def wrong(self, start, stop, length):
+        first, last = true(self, start, stop, length)
+        return min(first + low, last), max(last + high, first + low)
+
+    monkeypatch.setattr(Band, "key_range", wrong)
+    assert caught()
+
+
+@pytest.mark.parametrize("registered", [Mutant], indirect=True)
+def test_a_pair_counted_twice_is_caught(registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = strips.Strip._column_masks
+
+    def wrong(self, count, size):
+        bare = replace(self, band=None, others=())
+        yield from (true(bare, count, size) if self.dilation == 1 else true(self, count, size))
+
+    monkeypatch.setattr(strips.Strip, "_column_masks", wrong)
+    assert caught()

@@ -1,0 +1,129 @@
+"""Which backend runs a call, why not the others, and how a user has a say."""
+
+import pytest
+import torch
+
+import lf_backend as lf
+from lf_backend import registry
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.problem import Feature, Machine, Problem
+
+Q = torch.randn(1, 2, 12, 8)
+W = lf.Window(3, 3)
+H200 = Machine("cuda", "NVIDIA H200", (9, 0), (("triton", "3.9.0"),))
+
+
+class OnlyHopper(Backend):
+    """A backend for a machine that is not here."""
+
+    name = "only_hopper"
+    priority = 900
+    capabilities = Capabilities(
+        features=frozenset({Feature.BACKWARD}),
+        dtypes=frozenset({"bfloat16"}),
+        devices=frozenset({"cuda"}),
+        max_head_dim=64,
+        packages=("triton",),
+    )
+
+    def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+        raise AssertionError("never runs here")
+
+    def backward(self, call, grad_out, delta, lse) -> Gradients:
+        raise AssertionError("never runs here")
+
+
+@pytest.fixture
+def hopper():
+    yield registry.register(OnlyHopper)
+    registry.unregister("only_hopper")
+
+
+def test_explain_says_who_runs_and_why_not_the_others() -> None:
+    text = str(lf.explain(Q, Q, Q, lf.Predicate(lambda h, i, j: j <= i)))
+    assert "reference  runs it" in text
+    assert "blocked    cannot: predicate is not supported" in text
+    text = str(lf.explain(Q, Q, Q, W))
+    assert "blocked    runs it" in text and "reference  could, but blocked comes first" in text
+
+
+def test_explain_takes_meta_tensors_and_machines_nobody_has(hopper) -> None:
+    q = torch.empty(1, 2, 10**6, 64, dtype=torch.bfloat16, device="meta")
+    assert lf.explain(q, q, q, W, machine=H200).chosen == "only_hopper"
+    assert lf.explain(q, q, q, W, machine=Machine("cpu")).chosen == "blocked"
+
+
+def test_all_reasons_with_values(hopper) -> None:
+    q = torch.empty(1, 2, 12, 80, device="meta")
+    selection = lf.explain(q, q, q, W | lf.Global(0), machine=Machine("cpu"))
+    reasons = next(v.reasons for v in selection.verdicts if v.backend == "only_hopper")
+    assert reasons == (
+        "global columns is not supported",
+        "dtype in ['bfloat16'] wanted, call has float32",
+        "device in ['cuda'] wanted, call has cpu",
+        "head_dim <= 64 wanted, call has 80",
+        "package triton is not installed",
+    )
+
+
+def test_problem_names_what_a_call_needs() -> None:
+    q, k = torch.randn(1, 4, 6, 8, requires_grad=True), torch.randn(1, 2, 12, 8)
+    pattern = lf.Window(2, None, (1, 1, 2, 2)) | lf.Window(1, 1) | lf.Global(3)
+    padding = torch.zeros(1, 12, dtype=torch.bool)
+    problem = lf.explain(q, k, k, pattern, key_padding=padding, softcap=3.0, dropout_p=0.1).problem
+    assert problem.features == set(Feature) - {Feature.PREDICATE, Feature.BAND_BIAS}
+    assert (problem.queries, problem.keys, problem.heads, problem.kv_heads) == (6, 12, 4, 2)
+
+
+def test_backward_is_needed_only_where_a_gradient_is() -> None:
+    leaf = Q.clone().requires_grad_()
+    assert Feature.BACKWARD in lf.explain(leaf, Q, Q, W).problem.features
+    assert Feature.BACKWARD not in lf.explain(Q, Q, Q, W).problem.features
+    with torch.no_grad():
+        assert Feature.BACKWARD not in lf.explain(leaf, Q, Q, W).problem.features
+
+
+def test_argument_comes_before_context_before_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lf.explain(Q, Q, Q, W).asked is None
+    monkeypatch.setenv("LF_BACKEND", "reference")
+    assert lf.explain(Q, Q, Q, W).chosen == "reference"
+    with lf.use_backend("blocked"):
+        assert lf.explain(Q, Q, Q, W).chosen == "blocked"
+        with lf.use_backend("reference"):
+            assert lf.explain(Q, Q, Q, W).chosen == "reference"
+        assert lf.explain(Q, Q, Q, W, backend="reference").chosen == "reference"
+    assert lf.explain(Q, Q, Q, W).chosen == "reference"
+
+
+def test_unknown_names_list_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = r"backend: one of \['blocked'.*'reference'\] wanted, got 'fastest'"
+    with pytest.raises(lf.LFError, match=text), lf.use_backend("fastest"):
+        pass
+    monkeypatch.setenv("LF_BACKEND", "fastest")
+    with pytest.raises(lf.LFError, match=text):
+        lf.attention(Q, Q, Q, W)
+
+
+def test_a_forced_backend_is_never_substituted(hopper) -> None:
+    with pytest.raises(lf.UnsupportedError, match="backend 'only_hopper' cannot run this call"):
+        lf.attention(Q, Q, Q, W, backend="only_hopper")
+    assert lf.explain(Q, Q, Q, W, backend="only_hopper").chosen is None
+
+
+def test_decisions_are_cached_until_the_registry_changes() -> None:
+    problem = Problem(frozenset(), "bfloat16", 1, 2, 2, 12, 12, 8)
+    first = lf.select(problem, H200)
+    assert lf.select(problem, H200) is first
+    registry.register(OnlyHopper)
+    try:
+        assert lf.select(problem, H200).chosen == "only_hopper"
+    finally:
+        registry.unregister("only_hopper")
+    assert lf.select(problem, H200) == first
+
+
+def test_nobody_can() -> None:
+    problem = Problem(frozenset(), "int8", 1, 2, 2, 12, 12, 8)
+    selection = lf.select(problem, Machine("cpu"))
+    assert selection.chosen is None
+    assert "dtype in" in str(selection) and "call has int8" in str(selection)
