@@ -32,7 +32,7 @@ def positions(
         padding: bool [B, M]; a padded global token is padding.
         like: k [B, Hkv, M, D].
     """
-    batch, _, keys, _ = like.shape
+    batch = like.shape[0]
     static = torch.tensor(lowered.positions, dtype=torch.int64, device=like.device)
     if mask is None:
         if not lowered.positions:
@@ -99,7 +99,11 @@ class Rows:
         return lse.scatter(2, index, kept)
 
     def backward(
-        self, grad_out: Tensor, delta: Tensor, lse: Tensor, grads: tuple[Tensor, Tensor, Tensor],
+        self,
+        grad_out: Tensor,
+        delta: Tensor,
+        lse: Tensor,
+        grads: tuple[Tensor, Tensor, Tensor],
         grad_bias: Tensor | None,
     ) -> None:
         """Add the rows' gradients to those of `q`, `k`, `v` and of the band bias."""

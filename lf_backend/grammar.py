@@ -6,17 +6,15 @@ Loaded by `notation.parse` when the first string is read, because the parser gen
 from __future__ import annotations
 
 import inspect
-import operator
 import re
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 from lark.exceptions import UnexpectedToken, VisitError
 
 from lf_backend.errors import PatternError
-from lf_backend.pattern import Causal, Global, Pattern, Window
+from lf_backend.pattern import Causal, Global, Pattern, Window, intersection, union
 
 _GRAMMAR = r"""
     ?union: meet | meet ("|" meet)+ -> either
@@ -69,10 +67,10 @@ class _Build(Transformer[Token, Any]):
         self._text = text
 
     def either(self, *patterns: Pattern) -> Pattern:
-        return reduce(operator.or_, patterns)
+        return union(*patterns)
 
     def both(self, *patterns: Pattern) -> Pattern:
-        return reduce(operator.and_, patterns)
+        return intersection(*patterns)
 
     def call(self, term: Token, *arguments: Any) -> Pattern:
         named: dict[str, Any] = {}

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any
 
 from lf_backend.errors import PatternError
-from lf_backend.pattern import Causal, Global, Intersection, Pattern, Predicate, Union, Window
+from lf_backend.pattern import (
+    Causal,
+    Global,
+    Intersection,
+    Pattern,
+    Predicate,
+    Union,
+    Window,
+    intersection,
+    union,
+)
 
 
 @lru_cache(maxsize=1024)
@@ -84,7 +93,7 @@ def from_json(text: str) -> Pattern:
     return from_dict(data)
 
 
-_JOINED: dict[str, Callable[[Any, Any], Any]] = {"union": operator.or_, "intersection": operator.and_}
+_JOINED: dict[str, Callable[..., Pattern]] = {"union": union, "intersection": intersection}
 _MADE: dict[str, Callable[..., Pattern]] = {
     "window": Window,
     "global": lambda positions: Global(*_listed("positions", positions, 0)),
@@ -103,7 +112,7 @@ def _joined(name: str, terms: Any, where: str) -> Pattern:
     items = enumerate(_listed(where, terms, 1))
     patterns = [from_dict(term, f"{where}[{index}]") for index, term in items]
     try:
-        return reduce(_JOINED[name], patterns)
+        return _JOINED[name](*patterns)
     except PatternError as error:
         raise PatternError(f"{where}: {error}") from None
 

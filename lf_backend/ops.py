@@ -34,7 +34,7 @@ def intern(pattern: Pattern) -> str:
     return pattern.text
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _remember(pattern: Pattern) -> None:
     """Runs while torch.compile traces, which would put the entry off until after the first run."""
     _patterns[pattern.text] = pattern

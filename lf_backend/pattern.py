@@ -65,10 +65,10 @@ class Pattern(ABC):
         Pattern.__post_init__(self)
 
     def __or__(self, other: Pattern) -> Pattern:
-        return Union(tuple(_flat(Union, self, other))) if isinstance(other, Pattern) else NotImplemented
+        return union(self, other) if isinstance(other, Pattern) else NotImplemented
 
     def __and__(self, other: Pattern) -> Pattern:
-        return _intersection(self, other) if isinstance(other, Pattern) else NotImplemented
+        return intersection(self, other) if isinstance(other, Pattern) else NotImplemented
 
     @abstractmethod
     def sees(self, head: Index, query: Index, key: Index) -> Any:
@@ -359,8 +359,14 @@ class Intersection(_Joined):
         return tuple(tuple(form for parts in choice for form in parts) for choice in choices)
 
 
-def _intersection(*patterns: Pattern) -> Pattern:
-    """The intersection in its one normal form: a window takes `Causal()` in, as a reach ahead of 0."""
+def union(*patterns: Pattern) -> Pattern:
+    """What any of one or more patterns shows, `a | b | c`."""
+    terms = _flat(Union, *patterns)
+    return Union(tuple(terms)) if len(terms) > 1 else terms[0]
+
+
+def intersection(*patterns: Pattern) -> Pattern:
+    """What all of one or more patterns show, `a & b & c`; a window takes `Causal()` in, as `right` 0."""
     terms = _flat(Intersection, *patterns)
     rest = [term for term in terms if not isinstance(term, Causal)]
     if len(rest) < len(terms) and any(isinstance(term, Window) for term in rest):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 import lf_backend as lf
+from lf_backend.pattern import Pattern
 from lf_huggingface import probabilities
+from lf_huggingface.tokens import is_free_to_read
 
 if TYPE_CHECKING:
     from lf_backend.patching import Mark
@@ -54,23 +57,40 @@ class SparseSelfAttention(nn.Module):
         pattern = self.lf_mark.pattern
         assert pattern is not None, "the plan gives every attention layer a pattern"
         q, k, v = (self._heads(x(hidden_states)) for x in (self.query, self.key, self.value))
-        own: tuple[Tensor | None, ...] = (None, None, None)
-        if is_global_attn or pattern.lowered.positions:
-            projections = (self.query_global, self.key_global, self.value_global)
-            own = tuple(self._heads(x(hidden_states)) for x in projections)
         global_mask = is_index_global_attn if is_global_attn else None
+        own: tuple[Tensor | None, ...] = (None, None, None)
+        if global_mask is not None or pattern.lowered.positions:
+            own = self._own(hidden_states, pattern, global_mask)
         dropout_p = self.dropout if self.training else 0.0
         replay = probabilities.Replay.of_next_call(q, dropout_p) if output_attentions else None
-        out, lse = lf.attention(
+        out = lf.attention(
             q, k, v, pattern, key_padding=is_index_masked, global_mask=global_mask,
             global_q=own[0], global_k=own[1], global_v=own[2], dropout_p=dropout_p,
-            return_lse=True, backend=self.lf_mark.backend,
+            backend=self.lf_mark.backend,
         )  # fmt: skip
-        found = (out.transpose(1, 2).reshape(hidden_states.shape),)
+        out = out.transpose(1, 2).reshape(hidden_states.shape)
         if replay is None:
-            return found
-        scored = probabilities.Scored(q, k, lse, own[0], own[1], is_index_masked, replay)
-        return found + probabilities.weights(scored, pattern, global_mask)
+            return (out,)
+        scored = probabilities.Scored(q, k, own[0], own[1], is_index_masked, replay)
+        return (out, *probabilities.weights(scored, pattern, global_mask))
+
+    def _own(self, x: Tensor, pattern: Pattern, global_mask: Tensor | None) -> tuple[Tensor, ...]:
+        """Query, key and value [B, H, N, D] of the global rows.
+
+        Of the queries only those of global tokens matter. Where these are found at no cost, only they
+        are projected, and the others are 0.
+        """
+        query: Tensor
+        if is_free_to_read(x):
+            pattern.check_positions(x.shape[1])
+            empty = torch.zeros(x.shape[:2], dtype=torch.bool)
+            chosen = empty if global_mask is None else global_mask.clone()
+            chosen[:, list(pattern.lowered.positions)] = True
+            rows = self.query_global(x[chosen])
+            query = rows.new_zeros(x.shape).index_put((chosen,), rows)
+        else:
+            query = self.query_global(x)
+        return tuple(self._heads(y) for y in (query, self.key_global(x), self.value_global(x)))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, N, E] as [B, H, N, D], a view."""

@@ -21,7 +21,7 @@ class LEDEncoderSelfAttention(SparseSelfAttention, upstream.LEDEncoderSelfAttent
     """The layer of every encoder layer, with a pattern of its own."""
 
 
-class LEDEncoder(upstream.LEDEncoder):
+class LEDEncoder(upstream.LEDEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Embeddings and the stack of layers; arguments and outputs are upstream's."""
 
     def forward(

@@ -48,7 +48,7 @@ class LongformerEncoder(upstream.LongformerEncoder):
         return outputs if return_dict else outputs.to_tuple()
 
 
-class LongformerModel(upstream.LongformerModel):
+class LongformerModel(upstream.LongformerModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Embeddings, encoder, pooler; arguments and outputs are upstream's."""
 
     def forward(
@@ -68,7 +68,7 @@ class LongformerModel(upstream.LongformerModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids or inputs_embeds: exactly one wanted")
         if input_ids is not None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)  # type: ignore[no-untyped-call]
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden = self.embeddings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -109,18 +108,10 @@ def _swaps(family: Family, model: nn.Module, pattern: Patterns) -> Iterator[Swap
 
 def _pattern(path: str, layer: Any, pattern: Patterns) -> Pattern:
     found = patterns.of_config(layer.config) if pattern is None else patterns.override(pattern, layer.config)
-    if layer.layer_id >= len(found):
-        raise PatchError(f"{path}: layer_id < {len(found)} (num_hidden_layers) wanted, got {layer.layer_id}")
-    return _ready(found[layer.layer_id])
-
-
-def _ready(pattern: Pattern) -> Pattern:
-    """The pattern with all that is derived from it in place: Dynamo cannot trace that being computed,
-    because functools.cached_property takes a lock before Python 3.12."""
-    pattern.check_positions(sys.maxsize)
-    for derived in ("text", "lowered"):
-        getattr(pattern, derived)
-    return pattern
+    index: int = layer.layer_id
+    if index >= len(found):
+        raise PatchError(f"{path}: layer_id < {len(found)} (num_hidden_layers) wanted, got {index}")
+    return found[index]
 
 
 def _check(

@@ -1,7 +1,7 @@
 """Attention weights in Hugging Face's layout, for `output_attentions=True`.
 
 The output itself always comes from `lf_backend.attention`; the weights are computed beside it from the
-same queries, keys and log-sum-exp, weight = exp(score - lse), in memory linear in length, and carry
+same queries and keys, in float32 (float64 for float64) and in memory linear in length, and carry
 gradients. As upstream they are returned after dropout, with the factors that the output has seen.
 
 Layout, G being the largest number of global tokens of an example, in the order of their positions:
@@ -22,13 +22,13 @@ from torch import Tensor
 
 from lf_backend import dropout
 from lf_backend.api import _seed
-from lf_backend.backend import Columns
+from lf_backend.backend import Columns, accumulation_dtype
 from lf_backend.bands import Band
 from lf_backend.errors import PatternError
 from lf_backend.globals import positions
 from lf_backend.pattern import Pattern
 
-BLOCK = 256  # queries whose scores exist at once
+BLOCK = 256  # queries that are scored against all keys in their reach at once
 
 
 class Replay(NamedTuple):
@@ -63,7 +63,6 @@ class Scored(NamedTuple):
 
     Attributes:
         q, k: [B, H, N, D].
-        lse: [B, H, N], of every row's softmax.
         global_q, global_k: [B, H, N, D], the projections of global rows, None if there are none.
         padded: bool [B, N] or None.
         replay: the dropout of the call.
@@ -71,11 +70,18 @@ class Scored(NamedTuple):
 
     q: Tensor
     k: Tensor
-    lse: Tensor
     global_q: Tensor | None
     global_k: Tensor | None
     padded: Tensor | None
     replay: Replay
+
+
+class Part(NamedTuple):
+    """Some keys of some rows: scores, whether they are visible, dropout; all broadcast to [B, H, R, K]."""
+
+    scores: Tensor
+    visible: Tensor
+    factors: Tensor | None
 
 
 def weights(s: Scored, pattern: Pattern, global_mask: Tensor | None) -> tuple[Tensor, ...]:
@@ -84,14 +90,14 @@ def weights(s: Scored, pattern: Pattern, global_mask: Tensor | None) -> tuple[Te
     Raises:
         PatternError: the layout has no place for the pattern, which is not one limited window.
     """
-    band = _only_band(pattern)
+    band, length = _only_band(pattern), s.q.shape[2]
     columns = positions(pattern.lowered, pattern.is_causal, global_mask, s.padded, s.k)
     hidden = _scattered(columns, s.k) if s.padded is None else _scattered(columns, s.k) | s.padded
-    local = _window(s, band, ~hidden)  # padding and globals are keys of no tap and rows of no weight
-    if columns is not None:
-        local = torch.cat([_columns(s, columns), local], dim=-1)
-    local = local.masked_fill(hidden[:, None, :, None], 0).to(s.q.dtype).transpose(1, 2)
-    return (local,) if columns is None else (local, _rows(s, columns).to(s.q.dtype))
+    blocks = [range(at, min(at + BLOCK, length)) for at in range(0, max(length, 1), BLOCK)]
+    with torch.autocast(s.q.device.type, enabled=False):
+        local = torch.cat([_local(s, band, columns, ~hidden, rows) for rows in blocks], dim=2)
+        local = local.masked_fill(hidden[:, None, :, None], 0).to(s.q.dtype).transpose(1, 2)
+        return (local,) if columns is None else (local, _global(s, columns).to(s.q.dtype))
 
 
 def _only_band(pattern: Pattern) -> Band:
@@ -103,73 +109,70 @@ def _only_band(pattern: Pattern) -> Band:
     return lowered.bands[0]
 
 
-def _window(s: Scored, band: Band, shown: Tensor) -> Tensor:
-    """[B, H, N, taps], from blocks of queries and the range of keys that they reach."""
-    length = s.q.shape[2]
-    starts = range(0, max(length, 1), BLOCK)
-    return torch.cat([_block(s, band, shown, at, min(at + BLOCK, length)) for at in starts], dim=2)
+def _local(s: Scored, band: Band, columns: Columns | None, shown: Tensor, rows: range) -> Tensor:
+    """[B, H, R, G + taps] of some rows."""
+    window = _window(s, band, shown, rows)
+    return _softmax(window) if columns is None else _softmax(_columns(s, columns, rows), window)
 
 
-def _block(s: Scored, band: Band, shown: Tensor, start: int, stop: int) -> Tensor:
-    """[B, H, stop - start, taps]; `shown` [B, N] are the keys that a tap may show."""
+def _window(s: Scored, band: Band, shown: Tensor, rows: range) -> Part:
+    """The window's taps, of which `shown` [B, N] says which keys they may show."""
     batch, heads, length, _ = s.q.shape
     back, ahead = band.span()
     assert back is not None and ahead is not None, "the window is limited"
     assert band.left is not None and band.right is not None
-    low, high = max(start - back, 0), min(stop + ahead, length)
-    queries = torch.arange(start, stop, device=s.q.device)
+    low, high = max(rows.start - back, 0), min(rows.stop + ahead, length)
+    queries = torch.arange(rows.start, rows.stop, device=s.q.device)
     keys = torch.arange(low, high, device=s.q.device)
     dilations = torch.tensor([band.dilation(head) for head in range(heads)], device=s.q.device)
     steps = torch.arange(-band.left, band.right + 1, device=s.q.device)
-    at = queries[:, None] + dilations[:, None, None] * steps  # [H, block, taps]
+    at = queries[:, None] + dilations[:, None, None] * steps  # [H, R, taps]
     inside = (at >= 0) & (at < length)
     at = at.clamp(low, high - 1).expand(batch, -1, -1, -1)
-    visible = inside & shown[:, None, None].expand(-1, heads, stop - start, -1).gather(3, at)
-    scores = _scores(s.q[:, :, start:stop], s.k[:, :, low:high], s.lse).gather(3, at - low)
-    found = _weights(scores, s.lse[:, :, start:stop], visible)
-    factors = s.replay.factors(found, queries.expand(batch, -1), keys.expand(batch, -1))
-    return found if factors is None else found * factors.gather(3, at - low)
+    visible = inside & shown[:, None, None].expand(-1, heads, len(rows), -1).gather(3, at)
+    scores = _scores(s.q[:, :, rows.start : rows.stop], s.k[:, :, low:high])
+    factors = s.replay.factors(scores, queries.expand(batch, -1), keys.expand(batch, -1))
+    return Part(scores.gather(3, at - low), visible, None if factors is None else factors.gather(3, at - low))
 
 
-def _columns(s: Scored, columns: Columns) -> Tensor:
-    """[B, H, N, G]: every row's weights on the global keys."""
+def _columns(s: Scored, columns: Columns, rows: range) -> Part:
+    """The global keys."""
     at, valid, causal = columns
-    queries = torch.arange(s.q.shape[2], device=s.q.device).expand(at.shape[0], -1)
-    visible = valid[:, None, None]
+    queries = torch.arange(rows.start, rows.stop, device=s.q.device).expand(at.shape[0], -1)
+    visible = valid[:, None, None].expand(-1, -1, len(rows), -1)
     if causal:
         visible = visible & (at[:, None, None] <= queries[:, None, :, None])
-    found = _weights(_scores(s.q, _at(s.k, at), s.lse), s.lse, visible)
-    factors = s.replay.factors(found, queries, at)
-    return found if factors is None else found * factors
+    scores = _scores(s.q[:, :, rows.start : rows.stop], _at(s.k, at))
+    return Part(scores, visible, s.replay.factors(scores, queries, at))
 
 
-def _rows(s: Scored, columns: Columns) -> Tensor:
+def _global(s: Scored, columns: Columns) -> Tensor:
     """[B, H, G, N]: the global rows' weights on all keys."""
     assert s.global_q is not None and s.global_k is not None, "a layer with globals projects them"
     at, valid, causal = columns
     length = s.q.shape[2]
     keys = torch.arange(length, device=s.q.device).expand(at.shape[0], -1)
-    visible = torch.ones_like(keys, dtype=torch.bool)[:, None, None]
-    if causal:
-        visible = keys[:, None, None] <= at[:, None, :, None]
+    visible = keys[:, None, None] <= at[:, None, :, None] if causal else keys[:, None, None] >= 0
     if s.padded is not None:
         visible = visible & ~s.padded[:, None, None]
-    lse = s.lse.gather(2, at[:, None].expand(-1, s.lse.shape[1], -1))
-    found = _weights(_scores(_at(s.global_q, at), s.global_k, s.lse), lse, visible)
-    factors = s.replay.factors(found, at, keys)
-    found = found if factors is None else found * factors
+    scores = _scores(_at(s.global_q, at), s.global_k)
+    found = _softmax(Part(scores, visible, s.replay.factors(scores, at, keys)))
     return torch.where(valid[:, None, :, None], found, 1 / length)
 
 
-def _scores(q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
-    """Scaled scores [B, H, N, M] in the dtype of the log-sum-exp."""
-    return q.to(lse.dtype) @ k.to(lse.dtype).mT * float(q.shape[-1] ** -0.5)
+def _softmax(*parts: Part) -> Tensor:
+    """[B, H, R, K]: one softmax over the visible keys of all parts, then dropout; 0 where invisible."""
+    scores = torch.cat([part.scores for part in parts], dim=3)
+    hidden = ~torch.cat([part.visible.expand_as(part.scores) for part in parts], dim=3)
+    found = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(3).masked_fill(hidden, 0)
+    factors = [part.factors for part in parts if part.factors is not None]
+    return found * torch.cat(factors, dim=3) if factors else found
 
 
-def _weights(scores: Tensor, lse: Tensor, visible: Tensor) -> Tensor:
-    """exp(scores - lse) where visible, else 0 without a gradient; lse [B, H, N]."""
-    finite = lse.masked_fill(lse == -torch.inf, 0)[..., None]
-    return (scores - finite).masked_fill(~visible, -torch.inf).exp()
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Scaled scores [B, H, R, K]."""
+    dtype = accumulation_dtype(q.dtype)
+    return q.to(dtype) @ k.to(dtype).mT * float(q.shape[3] ** -0.5)
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:

@@ -57,8 +57,13 @@ class Tokens(NamedTuple):
 NOTHING_SAID = Tokens(None, None)
 
 
+def is_free_to_read(x: Tensor) -> bool:
+    """Whether Python may depend on the data of x at no cost: on a CPU, and not in a graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _marking(mask: Tensor | None, look: bool) -> Tensor | None:
     """The mask, or None if it marks nothing, as far as that may be looked at."""
-    if mask is None or torch.compiler.is_compiling() or not (look or mask.device.type == "cpu"):
+    if mask is None or torch.compiler.is_compiling() or not (look or is_free_to_read(mask)):
         return mask
     return mask if bool(mask.any()) else None

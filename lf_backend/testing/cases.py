@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,16 +62,16 @@ class Case:
         draw = _Draw(torch.Generator().manual_seed(self.seed), dtype, device)
         shapes = ((self.heads, self.queries), (self.kv_heads, self.length), (self.kv_heads, self.length))
         q, k, v = (draw.layout(self, *shape) for shape in shapes)
-        own = [draw.layout(self, *shape) for shape in shapes] if self.separate else [None] * 3
+        gq, gk, gv = (draw.layout(self, *shape) if self.separate else None for shape in shapes)
         sinks = draw.leaf(self.heads) if self.sinks else None
         bias = draw.leaf(self.bias, self.heads, self.queries, self._taps()) if self.bias else None
         if self.spread != 1.0:
             q = (q.detach() * self.spread).requires_grad_()
         padding = draw.padding(self) if self.padding else None
         mask = draw.globals(self) if self.globals is not None else None
-        return Tensors(q, k, v, *own, sinks, bias, padding, mask)
+        return Tensors(q, k, v, gq, gk, gv, sinks, bias, padding, mask)
 
-    def options(self) -> dict[str, float | None]:
+    def options(self) -> dict[str, Any]:
         """The arguments that are numbers."""
         return {"scale": self.scale, "softcap": self.softcap, "dropout_p": self.dropout_p}
 
@@ -103,7 +104,7 @@ class Tensors:
     key_padding: Tensor | None
     global_mask: Tensor | None
 
-    def named(self) -> dict[str, Tensor | None]:
+    def named(self) -> dict[str, Any]:
         """All by argument name."""
         return dict(vars(self))
 
@@ -244,11 +245,21 @@ CASES: dict[str, Case] = {
         _BASE, pattern=Predicate(_every_third) | Window(2, 2, dilation=2) | Global(4), padding="middle"
     ),
     "everything": Case(
-        Window(20, 9, dilation=(1, 1, 2, 3)) | Global(0, 60), heads=4, kv_heads=2, queries=90, keys=100,
-        padding="middle", globals=3, separate=True, sinks=True, bias=2, softcap=3.0, dropout_p=0.2,
+        Window(20, 9, dilation=(1, 1, 2, 3)) | Global(0, 60),
+        heads=4,
+        kv_heads=2,
+        queries=90,
+        keys=100,
+        padding="middle",
+        globals=3,
+        separate=True,
+        sinks=True,
+        bias=2,
+        softcap=3.0,
+        dropout_p=0.2,
         transposed=True,
-    ),  # fmt: skip
-}  # fmt: skip
+    ),
+}
 
 
 def named() -> Iterator[tuple[str, Case]]:

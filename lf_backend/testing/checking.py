@@ -3,7 +3,8 @@
 Tolerance is a budget, not a table: a result may be off by twice the error that the eager computation
 makes in the same dtype, plus 16 units of rounding at the size of the result (flash-attention's rule,
 with a floor for what eager happens to get exactly; a gradient can cancel to less than its terms, so
-its floor is at least at the size of the inputs). Uninitialised memory is filled with NaN while a backend runs.
+its floor is at least at the size of the inputs). Uninitialised memory is filled with NaN while a
+backend runs.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def run(case: Case, backend: str, tensors: Tensors) -> Results:
         torch.manual_seed(case.seed)
         out, lse = api.attention(
             pattern=case.pattern,
-            **tensors.named(),  # type: ignore[arg-type]
-            **case.options(),  # type: ignore[arg-type]
+            **tensors.named(),
+            **case.options(),
             return_lse=True,
             backend=backend,
         )
@@ -65,8 +66,8 @@ def expected(case: Case, tensors: Tensors) -> Results:
         out, lse = oracle.attention(
             pattern=case.pattern,
             seed=seed,
-            **tensors.named(),  # type: ignore[arg-type]
-            **case.options(),  # type: ignore[arg-type]
+            **tensors.named(),
+            **case.options(),
         )
         return _with_gradients(case, out, lse, tensors)
 
@@ -98,7 +99,9 @@ def _compare(case: Case, found: Results, tensors: Tensors) -> None:
         if got.shape != wanted.shape or not torch.equal(got.isinf(), wanted.isinf()) or got.isnan().any():
             raise Mismatch(f"{name}: {_bad(got, wanted)} in {case}")
         error, allowance = _largest(got, wanted), times * _largest(eager[name], wanted)
-        allowance += 16 * torch.finfo(dtype).eps * max(1.0, _size(wanted), inputs if name in gradients else 0.0)
+        allowance += (
+            16 * torch.finfo(dtype).eps * max(1.0, _size(wanted), inputs if name in gradients else 0.0)
+        )
         if error > allowance:
             raise Mismatch(f"{name}: error {error:.3g}, allowed {allowance:.3g}, in {case}")
 
@@ -106,7 +109,9 @@ def _compare(case: Case, found: Results, tensors: Tensors) -> None:
 def _bad(got: Tensor, wanted: Tensor) -> str:
     if got.shape != wanted.shape:
         return f"shape {list(wanted.shape)} wanted, got {list(got.shape)}"
-    return f"{int(got.isnan().sum())} NaN, {int(got.isinf().sum())} inf, wanted {int(wanted.isinf().sum())} inf"
+    return (
+        f"{int(got.isnan().sum())} NaN, {int(got.isinf().sum())} inf, wanted {int(wanted.isinf().sum())} inf"
+    )
 
 
 def _largest(a: Tensor, b: Tensor) -> float:

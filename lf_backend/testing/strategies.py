@@ -25,7 +25,7 @@ def patterns(draw: st.DrawFn, heads: int, length: int) -> Pattern:
     window = windows(heads, length)
     tokens = st.lists(st.integers(0, length - 1), max_size=4).map(lambda at: Global(*at))
     terms = draw(st.lists(st.one_of(window, window, tokens), min_size=1, max_size=3))
-    pattern = terms[0]
+    pattern: Pattern = terms[0]
     for term in terms[1:]:
         pattern = pattern | term
     return pattern & Causal() if draw(st.integers(0, 3)) == 0 else pattern

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from typer.testing import CliRunner
+
 from lf_backend import LFError
 from lf_backend.cli.app import app
 from lf_backend.demo import comparison, document, subject
-from torch import nn
-from typer.testing import CliRunner
 
 TEXT = "It was the best of times, it was the worst of times. " * 8
 
@@ -83,7 +84,9 @@ def checkpoint(transformers, directory, config):
     """A tiny checkpoint with a tokenizer, as `save_pretrained` writes them."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = {word: at for at, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *sorted(set(TEXT.split()))])}
+    words = {
+        word: at for at, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *sorted(set(TEXT.split()))])
+    }
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(
@@ -156,7 +159,10 @@ def test_without_transformers(monkeypatch, text):
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = small(text)
     assert result.exit_code == 2
-    assert "error: transformers is not installed: python -m pip install 'lf-backend[huggingface]'" in result.output
+    assert (
+        "error: transformers is not installed: python -m pip install 'lf-backend[huggingface]'"
+        in result.output
+    )
 
 
 def test_without_matplotlib_there_is_no_plot_and_it_says_so(monkeypatch, transformers, text):

@@ -33,7 +33,13 @@ def test_depends_on_every_index_and_on_both_halves_of_the_seed() -> None:
     assert not torch.equal(one, mask(0.5, seed=2))
     assert not torch.equal(one, mask(0.5, seed=1 + 2**32))
     part = dropout.keep(
-        torch.tensor([1]), 0, torch.tensor([1]), torch.arange(7, 20), torch.tensor([399, 3]), 0.5, torch.float64
+        torch.tensor([1]),
+        0,
+        torch.tensor([1]),
+        torch.arange(7, 20),
+        torch.tensor([399, 3]),
+        0.5,
+        torch.float64,
     )
     assert torch.equal(part[0], one[1, 7:20][:, [399, 3]])
 

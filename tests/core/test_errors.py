@@ -18,39 +18,39 @@ OWN = {"global_q": Q, "global_k": Q, "global_v": Q}
 
 BAD = [
     ("q: a tensor wanted, got list", {"q": [1]}),
-    ("q: \\[batch, heads, length, head_dim\\] wanted, got \\[4, 10, 8\\]", {"q": t(4, 10, 8)}),
-    ("q: dtype in .* wanted, got torch.int64", {x: t(2, 4, 10, 8, dtype=torch.int64) for x in "qkv"}),
+    ("q: [batch, heads, length, head_dim] wanted, got [4, 10, 8]", {"q": t(4, 10, 8)}),
+    ("wanted, got torch.int64", {x: t(2, 4, 10, 8, dtype=torch.int64) for x in "qkv"}),
     ("k: dtype torch.float32 of q wanted, got torch.float64", {"k": Q.double()}),
     ("k: device cpu of q wanted, got meta", {"k": Q.to("meta"), "v": Q.to("meta")}),
-    ("v: the shape of k \\[2, 4, 10, 8\\] wanted, got \\[2, 4, 9, 8\\]", {"v": t(2, 4, 9, 8)}),
-    ("k: batch 2 and head_dim 8 of q wanted, got \\[3, 4, 10, 8\\]", {"k": t(3, 4, 10, 8), "v": t(3, 4, 10, 8)}),
+    ("v: the shape of k [2, 4, 10, 8] wanted, got [2, 4, 9, 8]", {"v": t(2, 4, 9, 8)}),
+    ("k: batch 2 and head_dim 8 of q wanted, got [3, 4, 10, 8]", {"k": t(3, 4, 10, 8), "v": t(3, 4, 10, 8)}),
     ("k: a number of heads that divides q's 4 wanted, got 3", {"k": t(2, 3, 10, 8), "v": t(2, 3, 10, 8)}),
-    ("q: at most as many queries as keys \\(9\\) wanted, got 10", {"k": t(2, 4, 9, 8), "v": t(2, 4, 9, 8)}),
+    ("q: at most as many queries as keys (9) wanted, got 10", {"k": t(2, 4, 9, 8), "v": t(2, 4, 9, 8)}),
     ("key_padding: a bool tensor wanted, got list", {"key_padding": [True]}),
-    ("key_padding: dtype torch.bool \\(True = padded\\) wanted, got torch.float32", {"key_padding": t(2, 10)}),
-    ("key_padding: shape \\[batch, keys\\] = \\[2, 10\\] wanted, got \\[2, 9\\]",
+    ("key_padding: dtype torch.bool (True = padded) wanted, got torch.float32", {"key_padding": t(2, 10)}),
+    ("key_padding: shape [batch, keys] = [2, 10] wanted, got [2, 9]",
      {"key_padding": t(2, 9, dtype=torch.bool)}),
-    ("global_mask: dtype torch.bool \\(True = global\\) wanted, got torch.int64",
+    ("global_mask: dtype torch.bool (True = global) wanted, got torch.int64",
      {"global_mask": t(2, 10, dtype=torch.int64)}),
-    ("global_mask: shape \\[batch, keys\\] = \\[2, 10\\] wanted, got \\[10\\]",
+    ("global_mask: shape [batch, keys] = [2, 10] wanted, got [10]",
      {"global_mask": t(10, dtype=torch.bool)}),
-    ("global_q, global_k, global_v: all or none wanted, missing \\['global_k', 'global_v'\\]", {"global_q": Q}),
-    ("global_v: shape \\[2, 4, 10, 8\\] wanted, got \\[2, 4, 9, 8\\]",
+    ("global_q, global_k, global_v: all or none wanted, missing ['global_k', 'global_v']", {"global_q": Q}),
+    ("global_v: shape [2, 4, 10, 8] wanted, got [2, 4, 9, 8]",
      {**OWN, "global_v": t(2, 4, 9, 8), "pattern": GLOBAL}),
-    ("global_q: a pattern with global tokens or a global_mask wanted, got window\\(4, 4\\)", OWN),
-    ("sinks: shape \\[4\\] wanted, got \\[3\\]", {"sinks": t(3)}),
+    ("global_q: a pattern with global tokens or a global_mask wanted, got window(4, 4)", OWN),
+    ("sinks: shape [4] wanted, got [3]", {"sinks": t(3)}),
     ("sinks: a floating dtype wanted, got torch.int64", {"sinks": t(4, dtype=torch.int64)}),
-    ("band_bias: shape \\[1 or 2, 4, 10, 9\\] wanted, got \\[1, 4, 10, 8\\]", {"band_bias": t(1, 4, 10, 8)}),
-    ("band_bias: a pattern with exactly one limited window wanted, got causal\\(\\)",
+    ("band_bias: shape [1 or 2, 4, 10, 9] wanted, got [1, 4, 10, 8]", {"band_bias": t(1, 4, 10, 8)}),
+    ("band_bias: a pattern with exactly one limited window wanted, got causal()",
      {"band_bias": t(1, 4, 10, 9), "pattern": lf.Causal()}),
-    ("dropout_p: a probability in \\[0, 1\\) wanted, got 1.0", {"dropout_p": 1.0}),
-    ("dropout_p: a probability in \\[0, 1\\) wanted, got -0.1", {"dropout_p": -0.1}),
+    ("dropout_p: a probability in [0, 1) wanted, got 1.0", {"dropout_p": 1.0}),
+    ("dropout_p: a probability in [0, 1) wanted, got -0.1", {"dropout_p": -0.1}),
     ("scale: a finite number wanted, got nan", {"scale": float("nan")}),
     ("softcap: a finite number > 0 or None wanted, got 0.0", {"softcap": 0.0}),
     ("pattern: a lf_backend pattern or its string wanted, got 7", {"pattern": 7}),
     ("dilation: one int per head wanted, 4 heads, got 3 values", {"pattern": lf.Window(1, 1, (1, 2, 3))}),
-    ("global position < 10 \\(the number of keys\\) wanted, got 10", {"pattern": W | lf.Global(10)}),
-    ("backend: one of .*'blocked'.*'reference'.* wanted, got 'nonsense'", {"backend": "nonsense"}),
+    ("global position < 10 (the number of keys) wanted, got 10", {"pattern": W | lf.Global(10)}),
+    ("'reference'] wanted, got 'nonsense'", {"backend": "nonsense"}),
 ]  # fmt: skip
 
 
@@ -58,8 +58,9 @@ BAD = [
 @pytest.mark.parametrize("function", [lf.attention, lf.explain])
 def test_bad_input(function, text: str, changed: dict) -> None:
     given = {"q": Q, "k": Q, "v": Q, "pattern": W, **changed}
-    with pytest.raises(lf.LFError, match=text) as error:
+    with pytest.raises(lf.LFError) as error:
         function(**given)
+    assert text in str(error.value)
     if "backend" not in changed:
         assert isinstance(error.value, ValueError)
 

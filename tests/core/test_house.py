@@ -10,7 +10,17 @@ import pytest
 import lf_backend
 
 ROOT = Path(lf_backend.__file__).parent
-OPTIONAL = {"triton", "xformers", "transformers", "fairseq", "matplotlib", "typer", "rich", "lark", "hypothesis"}
+OPTIONAL = {
+    "triton",
+    "xformers",
+    "transformers",
+    "fairseq",
+    "matplotlib",
+    "typer",
+    "rich",
+    "lark",
+    "hypothesis",
+}
 
 # Lower layers first. A module imports from its own layer's left or from layers above it in this list.
 LAYERS = (

@@ -41,7 +41,9 @@ def test_a_broken_plug_in_is_a_visible_verdict(fresh: pytest.MonkeyPatch) -> Non
     def load():
         raise OSError("libfast.so: cannot open shared object file")
 
-    fresh.setattr(metadata, "entry_points", lambda group: [Point("fast", load)] if "backends" in group else [])
+    fresh.setattr(
+        metadata, "entry_points", lambda group: [Point("fast", load)] if "backends" in group else []
+    )
     q = torch.randn(1, 1, 5, 4)
     selection = lf.explain(q, q, q, lf.Window(1, 1))
     assert "fast       cannot: could not be loaded: OSError: libfast.so: cannot open" in str(selection)
@@ -51,19 +53,21 @@ def test_a_broken_plug_in_is_a_visible_verdict(fresh: pytest.MonkeyPatch) -> Non
 
 
 def test_a_plug_in_that_is_no_backend_is_broken_too(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setattr(metadata, "entry_points", lambda group: [Point("odd", lambda: int)] if "backends" in group else [])
+    fresh.setattr(
+        metadata, "entry_points", lambda group: [Point("odd", lambda: int)] if "backends" in group else []
+    )
     entry = registry.backends()["odd"]
     assert isinstance(entry, registry.Broken) and "a subclass of lf_backend.Backend wanted" in entry.error
 
 
 def test_registering_what_is_incomplete() -> None:
-    with pytest.raises(lf.LFError, match="a subclass of lf_backend.Backend wanted, got 3"):
+    with pytest.raises(lf.LFError, match=r"a subclass of lf_backend\.Backend wanted, got 3"):
         registry.register(3)
     half = type("Half", (lf.Backend,), {"forward": lambda self, call: None})
     with pytest.raises(lf.LFError, match=r"Half lacks \['backward'\]"):
         registry.register(half)
     nameless = type("Nameless", (half,), {"backward": lambda self, *rest: None})
-    with pytest.raises(lf.LFError, match="Nameless.name: str wanted"):
+    with pytest.raises(lf.LFError, match=r"Nameless\.name: str wanted"):
         registry.register(nameless)
 
 

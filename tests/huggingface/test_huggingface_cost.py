@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lf_backend as lf
+from lf_huggingface.tokens import Tokens
 
 
 class _Largest(TorchDispatchMode):
@@ -63,6 +64,16 @@ def test_a_short_input_is_not_padded_to_the_window() -> None:
     lf.patch(model)
     model(zoo.tokens(1, 9))
     assert lengths == [9]
+
+
+def test_masks_on_another_device_are_not_looked_at() -> None:
+    ones = torch.ones(2, 8, dtype=torch.long, device="meta")  # reading one of these raises
+    both = Tokens.read(ones, ones, most=2, exact=False)
+    assert both.padded is not None
+    assert both.global_mask is not None
+    assert Tokens.read(None, ones, most=2, exact=False).padded is None
+    assert Tokens.read(ones.bool(), None, most=2, exact=False).global_mask is None
+    assert Tokens.read(None, None, most=2, exact=True) == (None, None)
 
 
 @pytest.fixture

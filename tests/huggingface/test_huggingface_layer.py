@@ -203,6 +203,15 @@ def test_weights_without_a_layout_are_an_error(pattern: str) -> None:
         layer(x, output_attentions=True)
 
 
+def test_weights_under_autocast_belong_to_their_row() -> None:
+    layer = _layer("window(4, 4)").float()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, local, _ = layer(8 * torch.randn(3, LENGTH, 32), **_masks(), output_attentions=True)
+    hidden = _masks()["is_index_masked"] | _masks()["is_index_global_attn"]
+    sums = local.float().sum(-1)[~hidden]
+    torch.testing.assert_close(sums, torch.ones_like(sums), atol=0.02, rtol=0)  # 11 roundings of bfloat16
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)], ids=["no example", "no token"])
 def test_nothing_gives_nothing(shape: tuple[int, int]) -> None:
     out, local = _layer("window(4, 4)")(torch.zeros(*shape, 32).double(), output_attentions=True)

@@ -33,6 +33,8 @@ def _batch(kind: str, length: int) -> dict[str, Any]:
         del pairs["global_attention_mask"]  # the class marks what follows the first separator
         pairs["input_ids"][..., [3, 6, length - 1]] = zoo.SEPARATOR
         return {**pairs, "labels": torch.tensor([0, 1])}
+    if kind.startswith("Longformer"):
+        masks["token_type_ids"] = ids % 2
     labels: dict[str, Any] = {
         "LongformerForMaskedLM": {"labels": ids},
         "LongformerForSequenceClassification": {"labels": torch.tensor([0, 1, 2, 0])},
@@ -180,6 +182,14 @@ def test_tuples_have_the_same_layout(make: Any) -> None:
     for model in (patched, stock):
         model.config.return_dict = False
         assert isinstance(model(**batch), tuple)
+
+
+def test_led_generates_the_same() -> None:
+    patched, stock = _pair(zoo.led())
+    masks = zoo.masks(24)
+    batch = {"input_ids": zoo.tokens(4, 24), "attention_mask": masks["attention_mask"]}
+    want, got = (model.generate(**batch, max_new_tokens=5, do_sample=False) for model in (stock, patched))
+    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("length", [1, 3, 9, 30])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,18 @@ def test_undo_gives_the_untouched_model_back(make: Any) -> None:
     assert _traces(model) == traces
     assert torch.equal(_output(model), output)
     assert model.config.to_dict() == config
+
+
+def test_the_integration_does_not_import_transformers() -> None:
+    code = """
+import sys, lf_backend, lf_huggingface, torch
+try:
+    lf_backend.patch(torch.nn.Linear(2, 2))
+except lf_backend.PatchError as error:
+    assert "looks for LongformerModel" in str(error)
+assert "transformers" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_other_models_and_upstreams_classes_stay_as_they_are() -> None:

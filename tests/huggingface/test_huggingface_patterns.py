@@ -73,6 +73,13 @@ def test_a_global_token_of_the_pattern_is_one_of_the_mask() -> None:
         torch.testing.assert_close(got[name], value, msg=name)
 
 
+def test_a_global_token_behind_the_input() -> None:
+    model = zoo.longformer()
+    lf.patch(model, "window(4, 4) | global(20)")
+    with pytest.raises(lf.PatternError, match="global position < 8"):
+        model(zoo.tokens(1, 8))
+
+
 def test_a_wrong_number_of_patterns() -> None:
     with pytest.raises(lf.PatternError, match="pattern: one per layer wanted, 2 layers, got 3 patterns"):
         lf.patch(zoo.longformer(), ["window(1, 1)"] * 3)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
+
 from lf_backend import Causal, Global, Window
 
 HEADS = 2

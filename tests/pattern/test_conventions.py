@@ -1,6 +1,7 @@
 """Every foreign window, drawn: what a number means elsewhere, to be seen at a glance."""
 
 import pytest
+
 from lf_backend import PatternError, conventions, draw
 
 TWO_ON_EACH_SIDE = """

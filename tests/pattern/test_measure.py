@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch
+
 from lf_backend import LFError
 from lf_backend.measure import interleaved, peak_bytes
 

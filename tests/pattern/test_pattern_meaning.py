@@ -3,14 +3,15 @@
 import copy
 import pickle
 
-import lf_backend as lf
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pattern_trees import HEADS, trees, windows
+
+import lf_backend as lf
 from lf_backend import Causal, Global, PatternError, Predicate, Window
 from lf_backend import pattern as pattern_module
-from pattern_trees import HEADS, trees, windows
 
 LENGTH = 9
 
@@ -112,7 +113,10 @@ def test_ranges_are_rows_and_columns_of_the_mask(window, m):
     for head in range(HEADS):
         for position in range(m):
             assert list(window.key_range(position, m, head)) == mask[head, position].nonzero()[:, 0].tolist()
-            assert list(window.query_range(position, m, head)) == mask[head, :, position].nonzero()[:, 0].tolist()
+            assert (
+                list(window.query_range(position, m, head))
+                == mask[head, :, position].nonzero()[:, 0].tolist()
+            )
 
 
 @given(st.lists(windows(), min_size=2, max_size=3))

@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 
-import lf_backend as lf
 import pytest
 from hypothesis import given, settings
-from lf_backend import Causal, Global, PatternError, Predicate, Window
 from pattern_trees import trees
+
+import lf_backend as lf
+from lf_backend import Causal, Global, PatternError, Predicate, Window
 
 
 @given(trees(9))
@@ -85,7 +86,10 @@ def test_malformed_text(text, message):
             r"pattern.terms\[1\]: keys \['positions'\] wanted, missing \['positions'\]",
         ),
         (
-            {"term": "union", "terms": [{"term": "window", "left": 1, "right": 1, "dilation": d} for d in ([1], [1, 1])]},
+            {
+                "term": "union",
+                "terms": [{"term": "window", "left": 1, "right": 1, "dilation": d} for d in ([1], [1, 1])],
+            },
             r"pattern.terms: dilation: one number of heads in all terms wanted, got \[1, 2\]",
         ),
     ],
@@ -118,5 +122,7 @@ def test_long_and_deep_text():
 
 
 def test_the_parser_is_loaded_by_the_first_string_only():
-    code = "import sys, lf_backend as lf; str(lf.Window(1, 1)); assert 'lark' not in sys.modules; lf.parse('causal()')"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, lf_backend as lf; str(lf.Window(1, 1)); print('lark' in sys.modules);"
+    code += "lf.parse('causal()'); print('lark' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == ["False", "True"]

@@ -2,14 +2,15 @@
 
 import sys
 
-import lf_backend as lf
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pattern_trees import HEADS, trees
+
+import lf_backend as lf
 from lf_backend.measure import peak_bytes
 from lf_backend.picture import Kind
-from pattern_trees import HEADS, trees
 
 LENGTH = 11
 
@@ -60,7 +61,9 @@ def test_a_rule_has_its_own_glyph():
 
 
 def test_a_long_sequence_takes_no_memory():
-    pattern = lf.Window(256, 256) | lf.Global(0, 50_000) | lf.Predicate(lambda h, q, k: q // 9000 == k // 9000)
+    pattern = (
+        lf.Window(256, 256) | lf.Global(0, 50_000) | lf.Predicate(lambda h, q, k: q // 9000 == k // 9000)
+    )
     assert peak_bytes(lambda: lf.draw(pattern, 100_000)) < 4 << 20
 
 

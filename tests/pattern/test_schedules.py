@@ -1,7 +1,8 @@
 """The paper's schedules, number by number, and their written forms."""
 
-import lf_backend as lf
 import pytest
+
+import lf_backend as lf
 from lf_backend import Global, PatternError, Window, conventions, schedules
 
 
@@ -71,7 +72,10 @@ def test_round_trips():
         (lambda: schedules.longformer_lm("tiny"), r"size: one of \['large', 'small'\] wanted, got 'tiny'"),
         (lambda: schedules.longformer_lm("small", 6), r"phase in \[1, 6\) wanted, got 6"),
         (lambda: schedules.longformer_lm("small", 0), r"phase in \[1, 6\) wanted, got 0"),
-        (lambda: schedules.longformer_ablation("none"), r"name: one of \['decreasing', .*\] wanted, got 'none'"),
+        (
+            lambda: schedules.longformer_ablation("none"),
+            r"name: one of \['decreasing', .*\] wanted, got 'none'",
+        ),
         (lambda: schedules.growing(4, 32, 100), r"top: bottom=32 times a power of two wanted, got 100"),
         (lambda: schedules.growing(4, 32, 16), r"top >= 32 wanted, got 16"),
         (lambda: schedules.growing(4, 32, 512), r"layers >= 5 wanted, got 4"),

@@ -60,7 +60,9 @@ class Arithmetic:
         for part, own in zip(block.parts, weights, strict=True):
             if part.keep is not None:
                 own *= part.keep
-        weights = [self._as(f"half {part.source}", x, block.q) for part, x in zip(block.parts, weights, strict=True)]
+        weights = [
+            self._as(f"half {part.source}", x, block.q) for part, x in zip(block.parts, weights, strict=True)
+        ]
         return self._over_parts(weights, block, [part.keys.v for part in block.parts]), total, unit
 
     def weigh(self, block: Block, grad_out: Tensor, delta: Tensor, lse: Tensor) -> list[Weighed]:

@@ -48,7 +48,8 @@ class Keys(NamedTuple):
             return cls(k, v, k.mT.contiguous(), v.mT)
         return cls(k, v, k.mT, v.mT)
 
-    def __getitem__(self, keys: slice) -> Keys:  # type: ignore[override]
+    def at(self, keys: slice) -> Keys:
+        """Some of them."""
         return Keys(self.k[:, keys], self.v[:, keys], self.k_t[..., keys], self.v_t[..., keys])
 
 
@@ -168,7 +169,7 @@ class Strip:
             if self.band is not None and band is not None:
                 at = self._keys_of(self.band, rows)
                 mask = self._band_mask(self.band, rows, at)
-                parts = (Part(BAND, band[at], at, mask, self._keep(rows, at, BAND)),)
+                parts = (Part(BAND, band.at(at), at, mask, self._keep(rows, at, BAND)),)
             if columns is not None:
                 at = slice(0, columns.k.shape[1])
                 parts = (*parts, Part(COLUMNS, columns, at, next(masks), self._keep(rows, at, COLUMNS)))
@@ -217,7 +218,7 @@ class Strip:
                 hidden = hidden | band.sees(0, queries[:, None], at)
             if self.columns.causal:
                 hidden = hidden | (at > queries[:, None])
-            yield from self._float(hidden).split(size)
+            yield from torch.split(self._float(hidden), size)
 
     def _keep(self, rows: slice, at: slice, source: int) -> Tensor | None:
         call = self.call

@@ -1,0 +1,267 @@
+"""The table of figures on a CPU: `python -m benchmarks.cpu`.
+
+Longformer-base's attention (N 4,096, W 512, 12 heads x 64, one example) against Hugging Face's layer
+and what else runs a window on a CPU. All functions of a section run in turn in one process, and no time
+is printed before the result is found equal. Useful FLOPs count visible pairs only: 4 D forward, 10 D
+backward, per pair and head; their share is of the rate of a large float32 matrix product.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import lf_backend as lf
+from benchmarks import peers, record
+from lf_backend.measure import Timing, interleaved, peak_bytes
+
+LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
+BASE = lf.conventions.huggingface(WINDOW)
+MATRIX = 2048
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds of each section")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="sections, all by default")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console, rows = Console(width=120), []
+    console.print(record.environment())
+    for name in options.only or SECTIONS:
+        found = list(SECTIONS[name](options.repeats))
+        rows += [{"section": name, **row} for row in found]
+        console.print(_table(name, found))
+    if options.save:
+        console.print(f"saved {record.save(options.save, rows)}")
+
+
+def attention(repeats: int) -> Iterator[Row]:
+    """The attention alone, without projections, float32."""
+    names = {"lf_backend": _ours(BASE), "Hugging Face": peers.longformer_attention(WINDOW, HEADS, HEAD_DIM)}
+    others = {"blocked SDPA": peers.blocked_sdpa(BASE, LENGTH), **_flex()}
+    forward = {name: _forward(run) for name, run in {**names, **others}.items()}
+    _check_equal(forward)
+    forward["dense SDPA (no window)"] = _forward(peers.dense(BASE, LENGTH))
+    forward["matrix product"] = _product()
+    yield from _rows("forward", interleaved(forward, repeats), _flops(4))
+    both = {name: _both(run) for name, run in names.items()}
+    _check_equal(both)
+    yield from _rows(
+        "forward + backward", interleaved({**both, "matrix product": _product()}, repeats), _flops(14)
+    )
+
+
+def variants(repeats: int) -> Iterator[Row]:
+    """What features cost against the plain window: ratios of time to its time."""
+    patterns = {
+        "plain": BASE,
+        "16 global tokens": BASE | lf.Global(*range(16)),
+        "dilation 2": lf.Window(BASE.left, BASE.right, dilation=2),
+        "causal": BASE & lf.Causal(),
+    }
+    for word, kind in (("forward", _forward), ("forward + backward", _both)):
+        runs = {name: kind(_ours(pattern)) for name, pattern in patterns.items()}
+        runs["bfloat16"] = kind(_ours(BASE), torch.bfloat16)
+        times = interleaved(runs, repeats)
+        for name, time in times.items():
+            yield {
+                "work": word,
+                "name": name,
+                **_times(time),
+                "time / plain": time.median / times["plain"].median,
+            }
+
+
+def module(repeats: int) -> Iterator[Row]:
+    """The attention module with its projections: Hugging Face's, stock and patched."""
+    stock, patched = (peers.longformer_layer(WINDOW, HEADS, HEAD_DIM) for _ in range(2))
+    lf.patch(patched)
+    hidden = torch.randn(1, LENGTH, HEADS * HEAD_DIM)
+    arguments = peers.layer_arguments(1, LENGTH)
+
+    def forward(layer: torch.nn.Module) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.no_grad():
+                return layer(hidden, **arguments)[0]  # type: ignore[no-any-return]
+
+        return run
+
+    def both(layer: torch.nn.Module) -> Callable[[], Tensor]:
+        leaf = hidden.clone().requires_grad_()
+
+        def run() -> Tensor:
+            layer.zero_grad()
+            leaf.grad = None
+            layer(leaf, **arguments)[0].sum().backward()
+            assert leaf.grad is not None, "backward has run"
+            return leaf.grad
+
+        return run
+
+    for word, kind in (("forward", forward), ("forward + backward", both)):
+        runs = {"lf_backend": kind(patched), "Hugging Face": kind(stock)}
+        _check_equal(runs)
+        yield from _rows(word, interleaved(runs, repeats), None)
+
+
+def short(repeats: int) -> Iterator[Row]:
+    """A whole model of window 512 on short inputs: upstream pads them to 512."""
+    from transformers import LongformerConfig, LongformerModel
+
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        attention_window=[WINDOW] * 2, num_hidden_layers=2, max_position_embeddings=LENGTH + 2
+    )
+    model = LongformerModel(config)
+    model.train(False)
+    for length in (8, 64, 512):
+        ids = torch.randint(10, 1000, (1, length))
+
+        def run(ids: Tensor = ids) -> Tensor:
+            with torch.no_grad():
+                return model(ids).last_hidden_state  # type: ignore[no-any-return]
+
+        stock = run()
+        times = {"Hugging Face": interleaved({"run": run}, repeats)["run"]}
+        with lf.patch(model):
+            _close("short", run(), stock)
+            times["lf_backend"] = interleaved({"run": run}, repeats)["run"]
+        yield from _rows(f"2 layers, N {length}", times, None)
+
+
+def memory(repeats: int) -> Iterator[Row]:
+    """Peak of forward + backward over the bytes of q, k, v, out and their gradients."""
+    for length in (16384, 65536):
+        inputs = _inputs(torch.float32, True, length)
+
+        def run(inputs: list[Tensor] = inputs) -> Any:
+            out = lf.attention(inputs[0], inputs[1], inputs[2], BASE)
+            return out, torch.autograd.grad(out, inputs, out.detach())
+
+        unit = inputs[0].numel() * 4  # 8 of them: q, k, v, out and the gradient of each
+        peak = peak_bytes(run) + 3 * unit  # with q, k, v, which were there before
+        yield {
+            "work": f"forward + backward, N {length:,}",
+            "name": "lf_backend",
+            "peak MiB": peak / 2**20,
+            "peak / (q, k, v, out, gradients)": peak / (8 * unit),
+        }
+
+
+SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
+    "attention": attention,
+    "variants": variants,
+    "module": module,
+    "short": short,
+    "memory": memory,
+}
+
+
+def _inputs(dtype: torch.dtype, grad: bool, length: int = LENGTH) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, length, HEADS, HEAD_DIM)
+    drawn = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
+    return [x.transpose(1, 2).requires_grad_(grad) for x in drawn]
+
+
+def _ours(pattern: lf.Pattern) -> peers.Attention:
+    return lambda q, k, v: lf.attention(q, k, v, pattern)
+
+
+def _forward(run: peers.Attention, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    inputs = _inputs(dtype, False)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return run(*inputs)
+
+    return forward
+
+
+def _both(run: peers.Attention, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    inputs = _inputs(dtype, True)
+    upstream = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def both() -> Tensor:
+        return torch.cat(torch.autograd.grad(run(*inputs), inputs, upstream))
+
+    return both
+
+
+def _product() -> Callable[[], Tensor]:
+    a, b = torch.randn(2, MATRIX, MATRIX)
+    return lambda: a @ b
+
+
+def _flops(per_pair: int) -> float:
+    return float(per_pair * HEAD_DIM * BASE.pairs(LENGTH, heads=HEADS))
+
+
+def _flex() -> dict[str, peers.Attention]:
+    """Compiled FlexAttention where it compiles; what it says where it does not."""
+    try:
+        run = peers.flex(BASE, LENGTH)
+        _forward(run)()
+    except Exception as error:  # a compiler that is missing has many names
+        Console().print(f"compiled FlexAttention: not measured ({type(error).__name__}: {str(error)[:200]})")
+        return {}
+    return {"FlexAttention, compiled": run}
+
+
+def _check_equal(runs: Mapping[str, Callable[[], Tensor]]) -> None:
+    wanted = runs["lf_backend"]()
+    for name, run in runs.items():
+        _close(name, run(), wanted)
+
+
+def _close(name: str, got: Tensor, wanted: Tensor) -> None:
+    difference = (got.float() - wanted.float()).abs().max().item() / wanted.abs().max().item()
+    if not difference < 1e-4:
+        raise SystemExit(f"{name}: differs by {difference:.2g} of the largest value; no time is measured")
+
+
+def _rows(work: str, times: Mapping[str, Timing], flops: float | None) -> Iterator[Row]:
+    product = times.get("matrix product")
+    for name, time in times.items():
+        row: Row = {
+            "work": work,
+            "name": name,
+            **_times(time),
+            "times faster": time.median / times["lf_backend"].median,
+        }
+        if flops is not None and product is not None and "dense" not in name and name != "matrix product":
+            row["share"] = (flops / time.median) / (2 * MATRIX**3 / product.median)
+        yield row
+
+
+def _times(time: Timing) -> Row:
+    return {"ms": time.median * 1e3, "p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
+
+
+def _table(title: str, rows: list[Row]) -> Table:
+    doc = (SECTIONS[title].__doc__ or "").strip()
+    table = Table(title=f"{title}: {doc}", title_justify="left")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("work", "name") else "right")
+    for row in rows:
+        table.add_row(
+            *(f"{row[c]:.2f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns)
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What others run for the same work, on a CPU; each is a function of q, k, v [B, H, N, D]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lf_backend.pattern import Window
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Split(nn.Module):
+    """Stands in for a projection: gives back the next of the tensors it was made with."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        # Upstream scales queries in place; a projection's result is fresh memory as well.
+        return self.x.transpose(1, 2).flatten(2).clone()
+
+
+def longformer_layer(window: int, heads: int, head_dim: int) -> nn.Module:
+    """Hugging Face's self-attention layer with its projections, seeded."""
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        attention_window=[window],
+        num_hidden_layers=1,
+        hidden_size=heads * head_dim,
+        num_attention_heads=heads,
+        attention_probs_dropout_prob=0.0,
+    )
+    return LongformerSelfAttention(config, 0)  # type: ignore[no-untyped-call]
+
+
+def layer_arguments(batch: int, length: int) -> dict[str, Any]:
+    """Of `longformer_layer`, for text without padding and without global tokens."""
+    nobody = torch.zeros(batch, length, dtype=torch.bool)
+    return {
+        "attention_mask": torch.zeros(batch, length),
+        "is_index_masked": nobody,
+        "is_index_global_attn": nobody,
+        "is_global_attn": False,
+    }
+
+
+def longformer_attention(window: int, heads: int, head_dim: int) -> Attention:
+    """Hugging Face's attention without its projections."""
+    layer = longformer_layer(window, heads, head_dim)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        layer.query, layer.key, layer.value = Split(q), Split(k), Split(v)
+        batch, _, length, _ = q.shape
+        hidden = q.new_empty(batch, length, heads * head_dim)
+        out: Tensor = layer(hidden, **layer_arguments(batch, length))[0]
+        return out.view(batch, length, heads, head_dim).transpose(1, 2)
+
+    return attend
+
+
+def dense(pattern: Window, length: int) -> Attention:
+    """scaled_dot_product_attention without a mask: what a window must beat to be worth having."""
+    return F.scaled_dot_product_attention
+
+
+def blocked_sdpa(pattern: Window, length: int, rows: int = 256) -> Attention:
+    """scaled_dot_product_attention of each block of queries with the keys around it."""
+    left, right = pattern.left, pattern.right
+    assert left is not None and right is not None, "a limited window"
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = []
+        for start in range(0, length, rows):
+            stop = min(start + rows, length)
+            low, high = max(start - left, 0), min(stop + right, length)
+            distance = torch.arange(low, high) - torch.arange(start, stop)[:, None]
+            mask = (distance >= -left) & (distance <= right)
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, start:stop], k[:, :, low:high], v[:, :, low:high], mask
+                )
+            )
+        return torch.cat(parts, 2)
+
+    return attend
+
+
+def flex(pattern: Window, length: int) -> Attention:
+    """Compiled FlexAttention with its block mask; compiles at the first call. No backward on a CPU."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    left, right = pattern.left, pattern.right
+    assert left is not None and right is not None, "a limited window"
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= query - left) & (key <= query + right)
+
+    mask = create_block_mask(visible, None, None, length, length, device="cpu")
+    compiled = torch.compile(flex_attention)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = compiled(q, k, v, block_mask=mask)
+        return out
+
+    return attend

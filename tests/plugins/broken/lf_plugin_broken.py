@@ -1,0 +1,3 @@
+"""What happens when a plug-in's own library is missing."""
+
+raise ImportError("libbroken.so: cannot open shared object file")
