@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from lf_backend import checks, ops
+from lf_backend import checks, dropout, ops
 from lf_backend.backends.reference import Reference, weights
 from lf_backend.patching import patch as patch
 from lf_backend.pattern import Pattern
@@ -169,7 +169,7 @@ def _arguments(
     softcap: float | None, dropout_p: float, backend: str | None, **tensors: Tensor | None,
 ) -> ops.Arguments:  # fmt: skip
     """The operator's arguments, cast for autocast and checked."""
-    pattern = checks.check_pattern(pattern)
+    text, pattern = pattern, checks.check_pattern(pattern)
     checks.check_tensors(q=q, k=k, v=v)
     q, k, v, *own = _autocast(q, k, v, *(tensors[name] for name in _PROJECTIONS))
     tensors.update(zip(_PROJECTIONS, own, strict=True))
@@ -179,8 +179,8 @@ def _arguments(
         k=k,
         v=v,
         **tensors,
-        seed=_seed(q) if dropout_p else None,
-        pattern=ops.intern(pattern),
+        seed=dropout.draw_seed(q) if dropout_p else None,
+        pattern=text if isinstance(text, str) else ops.intern(pattern),
         scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
         softcap=None if softcap is None else float(softcap),
         dropout_p=float(dropout_p),
@@ -204,8 +204,3 @@ def _autocast(*tensors: Any) -> tuple[Any, ...]:
         x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
         for x in tensors
     )
-
-
-def _seed(q: Tensor) -> Tensor:
-    """A fresh seed on q's device, from the generator that `torch.manual_seed` sets."""
-    return torch.randint(2**62, (1,), device=q.device)

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def draw_seed(q: Tensor) -> Tensor:
+    """A fresh seed on q's device, from the generator that `torch.manual_seed` sets."""
+    return torch.randint(2**62, (1,), device=q.device)
+
+
 def keep(
     seed: Tensor, batch: int, heads: Tensor, queries: Tensor, keys: Tensor, p: float, dtype: torch.dtype
 ) -> Tensor:

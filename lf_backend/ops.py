@@ -34,15 +34,24 @@ def intern(pattern: Pattern) -> str:
     return pattern.text
 
 
+def resolve(text: str) -> Pattern:
+    """The pattern behind a string: one that was interned, else what the text says."""
+    _read(text)
+    return _patterns[text]
+
+
+# These two run at once where torch.compile traces, which would put entries off until after the run.
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _remember(pattern: Pattern) -> None:
-    """Runs while torch.compile traces, which would put the entry off until after the first run."""
     _patterns[pattern.text] = pattern
 
 
-def resolve(text: str) -> Pattern:
-    """The pattern behind an operator's argument; one that another process exported is parsed."""
-    return _patterns.get(text) or parse(text)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _read(text: str) -> None:
+    if text not in _patterns:
+        _patterns[text] = parse(text)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,10 +135,13 @@ class Arguments:
 
 
 def _zero_padding(x: Tensor, padding: Tensor) -> Tensor:
-    """x [B, H, N, D], copied only where it must be: a CPU can look before it copies."""
+    """x [B, H, N, D], copied only where it must be: a CPU can look before it copies.
+
+    A copy has the layout of x, so that not even the rounding of products tells the two apart.
+    """
     if x.device.type == "cpu" and bool(x.transpose(1, 2)[padding].isfinite().all()):
         return x
-    return x.masked_fill(padding[:, None, :, None], 0)
+    return torch.empty_like(x).copy_(x).masked_fill_(padding[:, None, :, None], 0)
 
 
 @lru_cache(maxsize=1024)

@@ -193,11 +193,10 @@ def _cells(lowered: Lowered, head: int, rows: list[range], columns: list[range])
 
 
 def _samples(blocks: list[range], tokens: list[int]) -> Tensor:
-    """Positions of each block, both ends and a global token if it has one, int64 [blocks, SAMPLES]."""
-    samples = torch.stack([torch.linspace(block[0], block[-1], SAMPLES).round().long() for block in blocks])
-    for place, block in enumerate(blocks):
-        samples[place, 1] = next((token for token in tokens if token in block), samples[place, 1])
-    return samples
+    """Positions of each block, both ends and a global token if it has one, int64 [blocks, SAMPLES + 1]."""
+    spread = [torch.linspace(block[0], block[-1], SAMPLES).round().long() for block in blocks]
+    inside = [next((token for token in tokens if token in block), block[0]) for block in blocks]
+    return torch.cat([torch.stack(spread), torch.tensor(inside)[:, None]], dim=1)
 
 
 def _heads(numbers: Sequence[int]) -> str:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from lf_backend import dropout
-from lf_backend.api import _seed
 from lf_backend.backend import Columns, accumulation_dtype
 from lf_backend.bands import Band
 from lf_backend.errors import PatternError
@@ -44,7 +43,7 @@ class Replay(NamedTuple):
             return cls(p, None)
         on_cpu = q.device.type == "cpu"
         with torch.random.fork_rng([] if on_cpu else [q.device], device_type=q.device.type):
-            return cls(p, _seed(q))
+            return cls(p, dropout.draw_seed(q))
 
     def factors(self, like: Tensor, queries: Tensor, keys: Tensor) -> Tensor | None:
         """[B, H, N, M] for `like` [B, H, ...]; queries [B, N] and keys [B, M] are positions."""

@@ -15,23 +15,39 @@ from lf_backend.optional import optional
 MIB = 1 << 20
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """One row per length."""
-    found = Table(title="one forward pass, stock and patched", box=SIMPLE_HEAD)
-    for name in ("tokens", "stock", "patched", "faster", "stock MiB", "patched MiB", "less", "difference"):
+def times(rows: Sequence[Row]) -> Table:
+    """One row per length: the whole model, and its attention."""
+    found = _table("seconds of one forward pass: the whole model, and of it the attention")
+    for name in ("tokens", "stock", "patched", "faster", "attention, stock", "patched", "faster"):
+        found.add_column(name, justify="right")
+    for row in rows:
+        stock, ours = row.stock.seconds.median, row.ours.seconds.median
+        found.add_row(
+            f"{row.length:,}",
+            *(f"{stock:.3f}", f"{ours:.3f}", f"{stock / ours:.1f} x"),
+            *(f"{row.stock.attention:.3f}", f"{row.ours.attention:.3f}"),
+            f"{row.stock.attention / row.ours.attention:.1f} x",
+        )
+    return found
+
+
+def memory(rows: Sequence[Row]) -> Table:
+    """One row per length: peak memory, and how far the answers are apart."""
+    found = _table("peak memory, and how far the outputs differ")
+    for name in ("tokens", "stock", "patched", "less", "difference"):
         found.add_column(name, justify="right")
     for row in rows:
         found.add_row(
             f"{row.length:,}",
-            f"{row.stock.median:.3f} s",
-            f"{row.ours.median:.3f} s",
-            f"{row.stock.median / row.ours.median:.1f} x",
-            f"{row.stock_bytes / MIB:.0f}",
-            f"{row.our_bytes / MIB:.0f}",
-            f"{row.stock_bytes / row.our_bytes:.1f} x",
+            *(f"{cost.bytes / MIB:.0f} MiB" for cost in (row.stock, row.ours)),
+            f"{row.stock.bytes / row.ours.bytes:.1f} x",
             f"{row.difference:.1e}",
         )
     return found
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
 
 
 def plot(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -42,16 +58,17 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
         OSError: the file cannot be written.
     """
     figure = optional("matplotlib.figure", "plots").Figure(figsize=(9, 4), layout="constrained")
-    time, memory = figure.subplots(1, 2)
+    seconds, bytes = figure.subplots(1, 2)
     lengths = [row.length for row in rows]
-    for label, timings in (("stock", [row.stock for row in rows]), ("patched", [row.ours for row in rows])):
-        line = time.plot(lengths, [t.median for t in timings], "o-", label=label)[0]
-        low, high = [t.p20 for t in timings], [t.p80 for t in timings]
-        time.fill_between(lengths, low, high, color=line.get_color(), alpha=0.2)
-    memory.plot(lengths, [row.stock_bytes / MIB for row in rows], "o-", label="stock")
-    memory.plot(lengths, [row.our_bytes / MIB for row in rows], "o-", label="patched")
-    _label(time, "seconds, one forward pass")
-    _label(memory, "peak memory in MiB, without weights")
+    for label, costs in (("stock", [row.stock for row in rows]), ("patched", [row.ours for row in rows])):
+        line = seconds.plot(lengths, [cost.seconds.median for cost in costs], "o-", label=label)[0]
+        low, high = [cost.seconds.p20 for cost in costs], [cost.seconds.p80 for cost in costs]
+        seconds.fill_between(lengths, low, high, color=line.get_color(), alpha=0.2)
+        attention = [cost.attention for cost in costs]
+        seconds.plot(lengths, attention, "o--", color=line.get_color(), label=f"{label}, attention alone")
+        bytes.plot(lengths, [cost.bytes / MIB for cost in costs], "o-", label=label)
+    _label(seconds, "seconds of one forward pass")
+    _label(bytes, "peak memory in MiB, without weights")
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, format="png", dpi=150)
 

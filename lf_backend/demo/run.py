@@ -63,8 +63,10 @@ def run(request: Request, console: Console) -> bool:
     ours = comparison.twin(stock)
     with patch(ours) as patched:
         _introduce(patched.report, reader, longest, device, console)
-        rows = _measure(stock, ours, tokens[:longest], console)
-    console.print(report.table(rows))
+        attention = [row.path for row in patched.report.rows if row.pattern is not None]
+        rows = _measure(stock, ours, attention, tokens[:longest], console)
+    console.print(report.times(rows))
+    console.print(report.memory(rows))
     _plot(rows, request, reader, console)
     return _verdict(rows, console)
 
@@ -103,14 +105,16 @@ def _introduce(
     console.print(f"{selection}\n", highlight=False, markup=False, soft_wrap=True)
 
 
-def _measure(stock: nn.Module, ours: nn.Module, tokens: Tensor, console: Console) -> list[comparison.Row]:
+def _measure(
+    stock: nn.Module, ours: nn.Module, attention: list[str], tokens: Tensor, console: Console
+) -> list[comparison.Row]:
     """All lengths up to that of `tokens`, under a progress bar."""
     rows: list[comparison.Row] = []
     lengths = comparison.lengths(min(SHORTEST, len(tokens)), len(tokens))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=sum(lengths))
         for length in lengths:
-            for step in comparison.compare(stock, ours, tokens, length):
+            for step in comparison.compare(stock, ours, attention, tokens, length):
                 if isinstance(step, comparison.Row):
                     rows.append(step)
                 else:
@@ -134,12 +138,16 @@ def _plot(rows: list[comparison.Row], request: Request, reader: subject.Subject,
 def _verdict(rows: list[comparison.Row], console: Console) -> bool:
     """The last line: whether the answers are the same, and how much was gained at the longest length."""
     worst, last = max(row.difference for row in rows), rows[-1]
-    agree = worst <= TOLERANCE
-    word = "the same answer" if agree else "NOT the same answer"
+    agree = all(row.difference <= TOLERANCE for row in rows)  # false for NaN
+    answer = "the same answer" if agree else "NOT the same answer"
+    model = last.stock.seconds.median / last.ours.seconds.median
+    attention = last.stock.attention / last.ours.attention
     console.print(
-        f"{word}: largest difference {worst:.1e} of the largest output, {TOLERANCE:.0e} allowed; at "
-        f"{last.length:,} tokens {last.stock.median / last.ours.median:.1f} x as fast in "
-        f"{last.our_bytes / last.stock_bytes:.0%} of the memory",
-        style="bold green" if agree else "bold red", highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{answer}: largest difference {worst:.1e} of the largest output, {TOLERANCE:.0e} allowed; "
+        f"at {last.length:,} tokens the attention is {attention:.1f} x as fast, the model {model:.1f} x, "
+        f"in {last.ours.bytes / last.stock.bytes:.0%} of the memory",
+        style="bold green" if agree else "bold red",
+        highlight=False,
+        soft_wrap=True,
+    )
     return agree

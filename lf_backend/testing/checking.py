@@ -137,9 +137,10 @@ def _check_padding(case: Case, backend: str, tensors: Tensors, found: Results) -
     spoiled = {}
     for name, x in tensors.named().items():
         if name in ("q", "k", "v", "global_q", "global_k", "global_v") and x is not None:
-            mask = padding[:, case.length - x.shape[2] :, None].unsqueeze(1)
             junk = torch.where(torch.arange(x.shape[3], device=x.device) % 2 == 0, torch.nan, torch.inf)
-            spoiled[name] = torch.where(mask, junk.to(x.dtype), x.detach()).requires_grad_()
+            other = torch.empty_like(x).copy_(x.detach())  # in the layout of x, which decides on rounding
+            other.transpose(1, 2)[padding[:, case.length - x.shape[2] :]] = junk.to(x.dtype)
+            spoiled[name] = other.requires_grad_()
     again = run(case, backend, replace(tensors, **spoiled))
     for name, value in found.items():
         if not torch.equal(value, again[name]):

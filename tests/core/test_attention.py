@@ -20,7 +20,15 @@ def tensors(length: int = 40, dtype: torch.dtype = torch.float32, grad: bool = T
 
 def test_pattern_may_be_its_string() -> None:
     q, k, v = tensors()
-    assert torch.equal(lf.attention(q, k, v, PATTERN), lf.attention(q, k, v, str(PATTERN)))
+    wanted = lf.attention(q, k, v, PATTERN)
+    assert torch.equal(lf.attention(q, k, v, str(PATTERN)), wanted)
+
+
+def test_a_new_string_may_meet_torch_compile_first() -> None:
+    inputs = tensors()
+    text = "window(5, 3) | global(1, 2)"
+    compiled = torch.compile(lambda q, k, v: lf.attention(q, k, v, text), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*inputs), lf.attention(*inputs, text))
 
 
 @every_backend

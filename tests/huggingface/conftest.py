@@ -1,4 +1,4 @@
-"""Without transformers the tests of the integration are not collected; those of `patch` itself are."""
+"""Settings of the integration's tests."""
 
 from importlib.util import find_spec
 

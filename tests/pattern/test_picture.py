@@ -4,13 +4,13 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pattern_trees import HEADS, trees
 
 import lf_backend as lf
 from lf_backend.measure import peak_bytes
-from lf_backend.picture import Kind
+from lf_backend.picture import SAMPLES, Kind
 
 LENGTH = 11
 
@@ -29,6 +29,7 @@ def test_a_cell_of_one_pair_is_the_mask(tree, n):
 def test_a_cell_is_filled_if_any_of_its_pairs_is_visible(tree, n, cells):
     pattern = tree.pattern()
     picture = lf.draw(pattern, n, LENGTH, HEADS, cells)
+    assume(picture.step <= SAMPLES or not pattern.lowered.others)  # beyond that, rules are sampled
     for panel in picture.panels:
         mask = pattern.mask(n, LENGTH, HEADS)[panel.heads[0]]
         for row, queries in enumerate(mask.split(picture.step)):
