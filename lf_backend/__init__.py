@@ -18,7 +18,7 @@ from lf_backend.picture import Picture, draw
 from lf_backend.problem import Feature, Machine, Problem
 from lf_backend.registry import backends, register
 from lf_backend.schedules import receptive_field
-from lf_backend.select import Selection, select, use_backend
+from lf_backend.selection import Selection, select, use_backend
 
 __version__ = "0.1.0"
 

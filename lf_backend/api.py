@@ -12,7 +12,7 @@ from lf_backend.backends.reference import Reference, weights
 from lf_backend.patching import patch as patch
 from lf_backend.pattern import Pattern
 from lf_backend.problem import Machine
-from lf_backend.select import Selection
+from lf_backend.selection import Selection
 
 
 @overload

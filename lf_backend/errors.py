@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lf_backend.select import Selection
+    from lf_backend.selection import Selection
 
 
 class LFError(Exception):

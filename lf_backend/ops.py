@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lf_backend import select
 from lf_backend.backend import Backend, Call, Gradients, accumulation_dtype
 from lf_backend.bands import Lowered
 from lf_backend.errors import UnsupportedError
@@ -24,13 +23,18 @@ from lf_backend.globals import Rows, positions
 from lf_backend.notation import parse
 from lf_backend.pattern import Pattern
 from lf_backend.problem import Feature, Machine, Problem
+from lf_backend.selection import Selection, chosen, preference, select
 
 _patterns: dict[str, Pattern] = {}
 
 
 def intern(pattern: Pattern) -> str:
-    """The pattern as a string argument of the operator; `resolve` is the way back."""
-    _remember(pattern)
+    """The pattern as a string argument of the operator; `resolve` is the way back.
+
+    A pattern made inside a compiled function is not kept, and read from its text where it runs.
+    """
+    if pattern.lowered.others or not torch.compiler.is_compiling():
+        _remember(pattern)
     return pattern.text
 
 
@@ -97,10 +101,10 @@ class Arguments:
             (Feature.BACKWARD, self.differentiable),
         )
 
-    def selection(self, machine: Machine | None = None) -> select.Selection:
+    def selection(self, machine: Machine | None = None) -> Selection:
         """Who runs the call, here or on another machine."""
         machine = machine or Machine.of(self.q.device)
-        return select.select(self.problem(), machine, self.backend or select.preference())
+        return select(self.problem(), machine, self.backend or preference())
 
     def prepare(self) -> tuple[Backend, Call, Rows | None]:
         """Everything a pass needs: who runs it, the local part, the global rows."""
@@ -114,7 +118,7 @@ class Arguments:
         own = None
         if self.global_q is not None and self.global_k is not None and self.global_v is not None:
             own = self._without_padding(self.global_q, self.global_k, self.global_v)
-        return select.chosen(self.selection()), call, Rows.of(call, own)
+        return chosen(self.selection()), call, Rows.of(call, own)
 
     def query_padding(self) -> Tensor | None:
         """Bool [B, 1, N], True where the query is padded."""
@@ -312,7 +316,7 @@ def _(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *rest
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     arguments = Arguments(*inputs)
     # The backward runs where and when autograd likes: what is asked for now is asked for then.
-    ctx.arguments = replace(arguments, backend=arguments.backend or select.preference(), **_NO_TENSORS)
+    ctx.arguments = replace(arguments, backend=arguments.backend or preference(), **_NO_TENSORS)
     ctx.save_for_backward(*output, *(getattr(arguments, name) for name in _TENSORS))
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lf_backend import registry, select
+from lf_backend import registry, selection
 from lf_backend.checks import check_pattern
 from lf_backend.errors import LFError, PatchError, PatternError
 from lf_backend.pattern import Pattern
@@ -213,7 +213,7 @@ def patch(
     _check_model(model)
     _check_unpatched(model)
     if backend is not None and backend not in registry.backends():
-        raise select.unknown(backend)
+        raise selection.unknown(backend)
     wanted = _patterns(pattern)
     refusals: list[str] = []
     for name, adapter in adapters().items():

@@ -14,7 +14,7 @@ from lf_backend.api import explain
 from lf_backend.errors import LFError
 from lf_backend.pattern import Pattern
 from lf_backend.problem import Machine
-from lf_backend.select import Selection
+from lf_backend.selection import Selection
 
 
 class Dtype(str, enum.Enum):

@@ -72,6 +72,15 @@ def test_exports_with_a_dynamic_length() -> None:
     assert torch.equal(program.module()(*inputs), lf.attention(*inputs, PATTERN))
 
 
+def test_a_pattern_may_be_made_inside_compiled_code() -> None:
+    def layer(q, k, v):
+        return lf.attention(q, k, v, lf.Window(4, 1) | lf.Global(0))
+
+    inputs = tensors()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*inputs), layer(*inputs))
+
+
 def test_compiled_code_tells_patterns_apart() -> None:
     compiled = torch.compile(lambda q, k, v, p: lf.attention(q, k, v, p), fullgraph=True, backend="eager")
     inputs = tensors()

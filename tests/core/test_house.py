@@ -31,7 +31,7 @@ LAYERS = (
     ("backend",),
     ("dense", "taps"),
     ("globals", "registry", "backends"),
-    ("select",),
+    ("selection",),
     ("ops",),
     ("checks",),
     ("patching",),

@@ -7,8 +7,8 @@ Part  = a block's keys from one source: the slice of a band, or the global colum
 A pass is one band; the global columns are a part of the first, so that one softmax sees both. Passes
 of further bands meet it in the log-sum-exp, and a pair shows in one pass only.
 
-All tensors but masks, gathered columns and what half precision makes exact are views. In a mask, 0 means visible and -inf invisible; a
-band bias is part of it.
+All tensors are views but masks, gathered columns and what half precision makes exact. In a mask, 0
+means visible and -inf invisible; a band bias is part of it.
 """
 
 from __future__ import annotations
