@@ -106,6 +106,13 @@ class Arguments:
         machine = machine or Machine.of(self.q.device)
         return select(self.problem(), machine, self.backend or preference())
 
+    def simplified(self) -> Arguments:
+        """The same call without a padding mask that marks nothing: on a CPU a look is cheap."""
+        padding = self.key_padding
+        if padding is None or padding.device.type != "cpu" or bool(padding.any()):
+            return self
+        return replace(self, key_padding=None)
+
     def prepare(self) -> tuple[Backend, Call, Rows | None]:
         """Everything a pass needs: who runs it, the local part, the global rows."""
         pattern = resolve(self.pattern)
@@ -188,7 +195,7 @@ def attention(
         pattern, scale, softcap, dropout_p, differentiable, backend,
     )  # fmt: skip
     with _exact(q):
-        return _forward(arguments)
+        return _forward(arguments.simplified())
 
 
 @torch.library.custom_op("lf_backend::attention_backward", mutates_args=())
@@ -221,7 +228,7 @@ def attention_backward(
         pattern, scale, softcap, dropout_p, differentiable, backend,
     )  # fmt: skip
     with _exact(q):
-        return _backward(arguments, grad_out, grad_lse, out, lse)
+        return _backward(arguments.simplified(), grad_out, grad_lse, out, lse)
 
 
 _DIFFERENTIABLE = ("q", "k", "v", "global_q", "global_k", "global_v", "sinks", "band_bias")

@@ -89,9 +89,9 @@ class Arithmetic:
         self._add_transposed(target, weighed.raw, q, weighed.part.keys, self.scale)
 
     def grad_q(self, block: Block, weighed: list[Weighed]) -> Tensor:
-        """[H, R, D]."""
+        """Gradient of q over the scale, [H, R, D]."""
         raw, keys = [x.raw for x in weighed], [part.keys.k for part in block.parts]
-        return self._over_parts(raw, block, keys).mul_(self.scale)
+        return self._over_parts(raw, block, keys)
 
     def _scores(self, q: Tensor, part: Part, minus: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Masked scores [H, R, K], less `minus`; and tanh(score / cap) if capped."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
 from lf_backend.backends.blocked.arithmetic import Arithmetic
-from lf_backend.backends.blocked.strips import Block, Strip, strips
+from lf_backend.backends.blocked.strips import Strip, strips
 from lf_backend.problem import Feature
 
 
@@ -68,29 +68,29 @@ def _nothing_to_see(call: Call) -> bool:
 
 def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
     """The first pass over these rows: out [H, n, D], lse [H, n]."""
+    totals, units = torch.empty_like(lse)[..., None], torch.empty_like(lse)[..., None]
     for block in strip.blocks():
-        out[:, block.rows], lse[:, block.rows] = _normalised(strip, arithmetic, block)
+        rows = block.rows
+        values, total, units[:, rows] = arithmetic.attend(block, strip.sees_itself)
+        totals[:, rows] = total
+        if not strip.sees_itself:
+            total.masked_fill_(total == 0, 1)
+        torch.div(values, total, out=out[:, rows])
+    torch.add(totals.log_().squeeze(-1), units.squeeze(-1), out=lse)
 
 
 def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
     """A later pass: join two softmaxes over disjoint keys. An empty side, of lse -inf, weighs 0."""
     for block in strip.blocks():
-        more, more_lse = _normalised(strip, arithmetic, block)
+        values, total, unit = arithmetic.attend(block, strip.sees_itself)
+        more_lse = total.log().add_(unit).squeeze(-1)
+        more = values.div_(total.masked_fill_(total == 0, 1))
         rows, rows_lse = out[:, block.rows], lse[:, block.rows]
         joint = torch.logaddexp(rows_lse, more_lse)
         reference = joint.masked_fill(joint == -math.inf, 0)
         rows.mul_((rows_lse - reference).exp_()[..., None])
         rows += more * (more_lse - reference).exp_()[..., None]
         rows_lse.copy_(joint)
-
-
-def _normalised(strip: Strip, arithmetic: Arithmetic, block: Block) -> tuple[Tensor, Tensor]:
-    """The block's out [H, R, D] and lse [H, R]."""
-    values, total, unit = arithmetic.attend(block, strip.sees_itself)
-    lse = total.log().add_(unit).squeeze(-1)
-    if not strip.sees_itself:
-        total.masked_fill_(total == 0, 1)
-    return values.div_(total), lse
 
 
 def _differentiate(
@@ -109,9 +109,9 @@ def _differentiate(
             arithmetic.add_keys(own_k[source][:, at], each, block.q)
         found = arithmetic.grad_q(block, weighed)
         if strip.first:
-            own_q[:, rows] = found
+            torch.mul(found, arithmetic.scale, out=own_q[:, rows])
         else:
-            own_q[:, rows] += found
+            own_q[:, rows].add_(found, alpha=arithmetic.scale)
         if grad_bias is not None:
             strip.add_bias(grad_bias, block, weighed[0].scores)
     strip.settle(grad_k, own_k[1])
