@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def attention(repeats: int) -> Iterator[Row]:
-    """The attention alone, without projections, float32."""
-    names = {"lf_backend": _ours(BASE), "Hugging Face": peers.longformer_attention(WINDOW, HEADS, HEAD_DIM)}
+    """The attention alone, without projections, float32; every registered backend that can, and others."""
+    names = {**_backends(), "Hugging Face": peers.longformer_attention(WINDOW, HEADS, HEAD_DIM)}
     others = {"blocked SDPA": peers.blocked_sdpa(BASE, LENGTH), **_flex()}
     forward = {name: _forward(run) for name, run in {**names, **others}.items()}
     _check_equal(forward)
@@ -176,8 +176,17 @@ def _inputs(dtype: torch.dtype, grad: bool, length: int = LENGTH) -> list[Tensor
     return [x.transpose(1, 2).requires_grad_(grad) for x in drawn]
 
 
-def _ours(pattern: lf.Pattern) -> peers.Attention:
-    return lambda q, k, v: lf.attention(q, k, v, pattern)
+def _ours(pattern: lf.Pattern, backend: str | None = None) -> peers.Attention:
+    return lambda q, k, v: lf.attention(q, k, v, pattern, backend=backend)
+
+
+def _backends() -> dict[str, peers.Attention]:
+    """Every backend that can run the work, the one that is chosen first and called "lf_backend"."""
+    q, k, v = _inputs(torch.float32, True)
+    selection = lf.explain(q, k, v, BASE)
+    able = [verdict.backend for verdict in selection.verdicts if not verdict.reasons]
+    others = {f"backend {name}": _ours(BASE, name) for name in able if name != selection.chosen}
+    return {"lf_backend": _ours(BASE), **others}
 
 
 def _forward(run: peers.Attention, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:

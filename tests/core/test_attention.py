@@ -186,6 +186,22 @@ def test_lse_joins_two_halves_with_gradients(backend: str) -> None:
     )
 
 
+@every_backend
+def test_any_strides(backend: str) -> None:
+    """Every second value, every second position, one example for all, reversed dimensions."""
+    wide = torch.randn(1, 2, 80, 16, dtype=torch.float64)
+    q = wide[..., ::2, ::2].expand(2, -1, -1, -1)
+    k = torch.randn(8, 40, 2, 2, dtype=torch.float64).permute(3, 2, 1, 0)
+    v = wide[:, :, 1::2, 8:].expand(2, -1, -1, -1)
+    views = [x.requires_grad_() for x in (q, k, v)]
+    copies = [x.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for x in (q, k, v)]
+    found, wanted = (lf.attention(*xs, PATTERN, backend=backend) for xs in (views, copies))
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.sin().sum(), views), torch.autograd.grad(wanted.sin().sum(), copies)
+    )
+
+
 def test_inference_mode_and_output_layout() -> None:
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in tensors(grad=False))
     with torch.inference_mode():
