@@ -66,6 +66,11 @@ class Call:
     seed: Tensor | None
 
     @property
+    def shows_anything(self) -> bool:
+        """A pattern without window or rule in a batch without global token: backends are not asked."""
+        return bool(self.lowered.bands or self.lowered.others) or self.columns is not None
+
+    @property
     def offset(self) -> int:
         """Position of the first query."""
         return self.k.shape[2] - self.q.shape[2]

@@ -243,7 +243,7 @@ def _forward(a: Arguments) -> tuple[Tensor, Tensor]:
     if a.q.numel() == 0 or a.k.numel() == 0:
         return _empty(a.q)
     backend, call, rows = a.prepare()
-    out, lse = backend.forward(call)
+    out, lse = backend.forward(call) if call.shows_anything else _empty(a.q)
     if rows is not None:
         rows.forward(out, lse)
     if a.sinks is not None:
@@ -283,7 +283,10 @@ def _backward(
         delta -= grad_lse.masked_fill(lse == -torch.inf, 0)
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)
     local = lse if rows is None else rows.without(lse)
-    found = backend.backward(call, grad_out, delta, local)
+    if call.shows_anything:
+        found = backend.backward(call, grad_out, delta, local)
+    else:
+        found = Gradients(torch.zeros_like(a.q), torch.zeros_like(a.k), torch.zeros_like(a.v), None)
     grads: dict[str, Tensor | None] = {**_named(found)}
     if a.sinks is not None:
         share = (a.sinks.to(lse.dtype)[:, None] - lse).exp_()

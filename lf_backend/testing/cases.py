@@ -195,6 +195,8 @@ CASES: dict[str, Case] = {
     "global tokens": replace(_BASE, pattern=_WINDOW | Global(0, 17)),
     "global tokens, several blocks": replace(_LONG, pattern=Window(40, 30) | Global(0, 77, 149)),
     "only global tokens": replace(_BASE, pattern=Global(3)),
+    "nothing to see": replace(_BASE, pattern=Global()),
+    "nothing to see but a sink": replace(_BASE, pattern=Global() & Causal(), sinks=True),
     "no global token": replace(_BASE, pattern=_WINDOW | Global()),
     "causal global tokens": replace(_BASE, pattern=(_WINDOW | Global(0, 9)) & Causal()),
     "global tokens per example": replace(_BASE, globals=4),

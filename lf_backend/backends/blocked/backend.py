@@ -25,8 +25,6 @@ class Blocked(Backend):
         call, dtype = _computable(call), call.q.dtype
         out = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
         lse = torch.empty(call.q.shape[:3], dtype=accumulation_dtype(dtype), device=call.q.device)
-        if _nothing_to_see(call):
-            return out.zero_().to(dtype), lse.fill_(-math.inf)
         arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
             pass_ = _write if strip.first else _merge
@@ -40,8 +38,6 @@ class Blocked(Backend):
         grad_q = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
         grad_k, grad_v = (torch.zeros(call.k.shape, dtype=accumulate, device=call.k.device) for _ in "kv")
         grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulate, device=bias.device)
-        if _nothing_to_see(call):
-            return Gradients(grad_q.zero_().to(dtype), grad_k.to(dtype), grad_v.to(dtype), None)
         arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
             _differentiate(strip, arithmetic, upstream, grad_q, grad_k, grad_v, grad_bias)
@@ -60,10 +56,6 @@ def _computable(call: Call) -> Call:
 def _result_dtype(call: Call) -> torch.dtype:
     """Results that several passes add to are rounded once, at the end."""
     return accumulation_dtype(call.q.dtype) if len(call.lowered.bands) > 1 else call.q.dtype
-
-
-def _nothing_to_see(call: Call) -> bool:
-    return not call.lowered.bands and call.columns is None
 
 
 def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
