@@ -98,7 +98,7 @@ class Picture:
 
     def _repr_png_(self) -> bytes:
         figure = optional("matplotlib.figure", "plots").Figure(
-            figsize=(4.0 * len(self.panels), 4.6), layout="constrained"
+            figsize=(4.0 * len(self.panels), 5.0), layout="constrained"
         )
         figure.suptitle(f"{self.pattern}\n{self._scale()}", fontsize="small")
         for axes, panel in zip(
@@ -123,7 +123,8 @@ class Picture:
             panel.cells.tolist(),
             cmap=palette, vmin=-0.5, vmax=len(Kind) - 0.5, **edges,
         )  # fmt: skip
-        axes.set(xlabel="key", ylabel="query", title=" ".join(self._titles(panel)), aspect="equal")
+        axes.set(xlabel="key", ylabel="query", aspect="equal")
+        axes.set_title(" ".join(self._titles(panel)), fontsize="medium")
         axes.invert_yaxis()
 
     def _scale(self) -> str:
