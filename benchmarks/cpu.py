@@ -48,8 +48,8 @@ def main() -> None:
 
 
 def attention(repeats: int) -> Iterator[Row]:
-    """The attention alone, without projections, float32; every registered backend that can, and others."""
-    names = {**_backends(), "Hugging Face": peers.longformer_attention(WINDOW, HEADS, HEAD_DIM)}
+    """The attention alone, without projections, float32."""
+    names = {"lf_backend": _ours(BASE), "Hugging Face": peers.longformer_attention(WINDOW, HEADS, HEAD_DIM)}
     others = {"blocked SDPA": peers.blocked_sdpa(BASE, LENGTH), **_flex()}
     forward = {name: _forward(run) for name, run in {**names, **others}.items()}
     _check_equal(forward)
@@ -61,6 +61,14 @@ def attention(repeats: int) -> Iterator[Row]:
     yield from _rows(
         "forward + backward", interleaved({**both, "matrix product": _product()}, repeats), _flops(14)
     )
+
+
+def backends(repeats: int) -> Iterator[Row]:
+    """The same work on every registered backend that can run it; the chosen one is called lf_backend."""
+    for word, kind in (("forward", _forward), ("forward + backward", _both)):
+        runs = {name: kind(run) for name, run in _backends().items()}
+        _check_equal(runs)
+        yield from _rows(word, interleaved(runs, min(repeats, 3), warmup=1), None)
 
 
 def variants(repeats: int) -> Iterator[Row]:
@@ -166,6 +174,7 @@ SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
     "module": module,
     "short": short,
     "memory": memory,
+    "backends": backends,
 }
 
 

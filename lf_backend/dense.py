@@ -1,7 +1,8 @@
 """Attention of a rectangle of queries x keys under an explicit mask, forward and backward.
 
 The plain formulas, in float32 (float64 for float64), for what is small or need not be fast: the rows
-of global tokens and the reference backend. Shapes are those of one example:
+of global tokens and the reference backend. Products are torch.bmm, which takes views as they are; `@`
+copies them. Shapes are those of one example:
 q [H, N, D], k and v [Hkv, M, D], masks and scores [H, N, M].
 """
 
@@ -53,7 +54,7 @@ def forward(area: Rectangle) -> tuple[Tensor, Tensor]:
     total = weights.sum(-1, keepdim=True)
     if area.keep is not None:
         weights *= area.keep
-    out = (_fold(weights, area) @ area.v.to(weights.dtype)).view(area.q.shape)
+    out = torch.bmm(_fold(weights, area), area.v.to(weights.dtype)).view(area.q.shape)
     return out.div_(total.masked_fill(total == 0, 1)), total.log_().add_(unit).squeeze(-1)
 
 
@@ -68,30 +69,31 @@ def backward(area: Rectangle, grad_out: Tensor, delta: Tensor, lse: Tensor) -> R
     probabilities = (scores - _safe(lse)).exp_()
     q, k, v = (x.to(scores.dtype) for x in (area.q, area.k, area.v))
     grad = _fold(grad_out.to(scores.dtype), area)
-    grad_scores = (grad @ v.mT).view(scores.shape)
+    grad_scores = torch.bmm(grad, v.mT).view(scores.shape)
     dropped = probabilities
     if area.keep is not None:
         grad_scores *= area.keep
         dropped = probabilities * area.keep
-    grad_v = _fold(dropped, area).mT @ grad
+    grad_v = torch.bmm(_fold(dropped, area).mT, grad)
     grad_scores = (grad_scores - delta[..., None]) * probabilities
     raw = grad_scores if capped is None else grad_scores * (1 - capped * capped)
     raw = _fold(raw, area) * area.scale
-    return RectangleGradients((raw @ k).view(q.shape), raw.mT @ _fold(q, area), grad_v, grad_scores)
+    grad_q, grad_k = torch.bmm(raw, k).view(q.shape), torch.bmm(raw.mT, _fold(q, area))
+    return RectangleGradients(grad_q, grad_k, grad_v, grad_scores)
 
 
 def _scores(area: Rectangle) -> tuple[Tensor, Tensor | None]:
     """Scores [H, N, M], -inf where invisible, and tanh(score / cap) if capped."""
     dtype = accumulation_dtype(area.q.dtype)
-    scores = _fold(area.q.to(dtype), area) @ area.k.to(dtype).mT
-    scores = scores.view(*area.q.shape[:2], area.k.shape[1]) * area.scale
+    scores = torch.bmm(_fold(area.q.to(dtype), area), area.k.to(dtype).mT)
+    scores = scores.view(*area.q.shape[:2], area.k.shape[1]).mul_(area.scale)
     capped = None
     if area.softcap is not None:
         capped = torch.tanh(scores / area.softcap)
         scores = capped * area.softcap
     if area.bias is not None:
         scores = scores + area.bias
-    return torch.where(area.visible, scores, -torch.inf), capped
+    return scores.masked_fill_(~area.visible, -torch.inf), capped
 
 
 def _safe(lse: Tensor) -> Tensor:
