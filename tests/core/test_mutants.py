@@ -115,11 +115,6 @@ def test_range_off_by_one_is_caught(registered, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("registered", [Mutant], indirect=True)
 def test_a_pair_counted_twice_is_caught(registered, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = strips.Strip._column_masks
-
-    def wrong(self, count, size):
-        bare = replace(self, band=None, others=())
-        yield from (true(bare, count, size) if self.dilation == 1 else true(self, count, size))
-
-    monkeypatch.setattr(strips.Strip, "_column_masks", wrong)
+    true = strips.Strip._columns_seen
+    monkeypatch.setattr(strips.Strip, "_columns_seen", lambda self: true(replace(self, shown=())))
     assert caught()

@@ -8,7 +8,7 @@ unfolded copies, nothing of size N x M. A block's scores, a few heads at a time,
     strips.py     geometry: which queries meet which keys, under which mask
     arithmetic.py one block: scores, softmax, gradients
 
-Several bands are several passes merged by their log-sum-exp; global columns join the first pass.
+Each band is a pass, and so are the global columns; passes are merged by their log-sum-exp.
 """
 
 from lf_backend.backends.blocked.backend import Blocked

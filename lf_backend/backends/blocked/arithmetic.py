@@ -19,15 +19,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lf_backend.backends.blocked.strips import Block, Keys, Part
+from lf_backend.backends.blocked.strips import Block
 
 LOG2E = math.log2(math.e)
 
 
 class Weighed(NamedTuple):
-    """Of one part: dropped weights, gradients of biased scores and of raw scores, [H, R, K]."""
+    """Of one block: dropped weights, gradients of biased scores and of raw scores, [H, R, K]."""
 
-    part: Part
     weights: Tensor
     scores: Tensor
     raw: Tensor
@@ -48,90 +47,72 @@ class Arithmetic:
         Out is the first over the second; lse is log(second) + third. A row that sees nothing has sums
         0, and unit 0.
         """
-        scores = [self._scores(block.exact_q, part, None)[0] for part in block.parts]
-        unit = scores[0].amax(-1, keepdim=True)
-        for more in scores[1:]:
-            torch.maximum(unit, more.amax(-1, keepdim=True), out=unit)
+        scores, _ = self._scores(block, None)
+        unit = scores.amax(-1, keepdim=True)
         if not never_empty:
             unit.masked_fill_(unit == -math.inf, 0)
-        weights = [x.sub_(unit).mul_(LOG2E).exp2_() for x in scores]
-        total = weights[0].sum(-1, keepdim=True)
-        for more in weights[1:]:
-            total += more.sum(-1, keepdim=True)
-        for part, own in zip(block.parts, weights, strict=True):
-            if part.keep is not None:
-                own *= part.keep
-        weights = [
-            self._as(f"half {part.source}", x, block.q) for part, x in zip(block.parts, weights, strict=True)
-        ]
-        return self._over_parts(weights, block, [part.keys.v for part in block.parts]), total, unit
+        weights = scores.sub_(unit).mul_(LOG2E).exp2_()
+        total = weights.sum(-1, keepdim=True)
+        if block.keep is not None:
+            weights *= block.keep
+        return self._of_queries(self._as("weights", weights, block.q), block, block.keys.v), total, unit
 
-    def weigh(self, block: Block, grad_out: Tensor, delta: Tensor, lse: Tensor) -> list[Weighed]:
-        """Weights and gradients of scores by part; grad_out [H, R, D], delta, lse [H, R, 1]."""
-        found = []
-        for part in block.parts:
-            weights, capped = self._scores(block.exact_q, part, lse)
-            weights.mul_(LOG2E).exp2_()
-            scores = self._grad_scores(weights, part, grad_out, delta)
-            if part.keep is not None:
-                weights *= part.keep
-            raw = scores if capped is None else scores * capped.square_().neg_().add_(1)
-            weights = self._as(f"half {part.source}", weights, block.q)
-            found.append(Weighed(part, weights, scores, self._as(f"raw {part.source}", raw, block.q)))
-        return found
+    def weigh(self, block: Block, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Weighed:
+        """Weights and gradients of scores; grad_out [H, R, D], delta, lse [H, R, 1]."""
+        weights, capped = self._scores(block, lse)
+        weights.mul_(LOG2E).exp2_()
+        scores = self._grad_scores(weights, block, grad_out, delta)
+        if block.keep is not None:
+            weights *= block.keep
+        raw = scores if capped is None else scores * capped.square_().neg_().add_(1)
+        return Weighed(self._as("weights", weights, block.q), scores, self._as("raw", raw, block.q))
 
-    def add_values(self, target: Tensor, weighed: Weighed, grad_out: Tensor) -> None:
-        """Add a part's gradient of v to `target` [Hkv, K, D]."""
-        self._add_transposed(target, weighed.weights, grad_out, weighed.part.keys, 1.0)
+    def add_values(self, target: Tensor, block: Block, weighed: Weighed, grad_out: Tensor) -> None:
+        """Add the block's gradient of v to `target` [Hkv, K, D]."""
+        self._add_transposed(target, weighed.weights, grad_out, block, 1.0)
 
-    def add_keys(self, target: Tensor, weighed: Weighed, q: Tensor) -> None:
-        """Add a part's gradient of k to `target` [Hkv, K, D]."""
-        self._add_transposed(target, weighed.raw, q, weighed.part.keys, self.scale)
+    def add_keys(self, target: Tensor, block: Block, weighed: Weighed) -> None:
+        """Add the block's gradient of k to `target` [Hkv, K, D]."""
+        self._add_transposed(target, weighed.raw, block.q, block, self.scale)
 
-    def grad_q(self, block: Block, weighed: list[Weighed]) -> Tensor:
+    def grad_q(self, block: Block, weighed: Weighed) -> Tensor:
         """Gradient of q over the scale, [H, R, D]."""
-        raw, keys = [x.raw for x in weighed], [part.keys.k for part in block.parts]
-        return self._over_parts(raw, block, keys)
+        return self._of_queries(weighed.raw, block, block.keys.k)
 
-    def _scores(self, q: Tensor, part: Part, minus: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _scores(self, block: Block, minus: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Masked scores [H, R, K], less `minus`; and tanh(score / cap) if capped."""
-        shape = (*q.shape[:2], part.keys.k.shape[1])
-        scores = self._take(f"scores {part.source}", shape, q)
-        rows, folded = _fold(q, part.keys), _fold(scores, part.keys)
+        shape = (*block.q.shape[:2], block.keys.k.shape[1])
+        scores = self._take("scores", shape, block.exact_q)
+        rows, folded = _fold(block.exact_q, block), _fold(scores, block)
         if self.softcap is None:
-            scores.copy_(part.mask) if minus is None else torch.sub(part.mask, minus, out=scores)
-            folded.baddbmm_(rows, part.keys.k_t, alpha=self.scale)
+            scores.copy_(block.mask) if minus is None else torch.sub(block.mask, minus, out=scores)
+            folded.baddbmm_(rows, block.keys.k_t, alpha=self.scale)
             return scores, None
-        torch.bmm(rows, part.keys.k_t, out=folded)
+        torch.bmm(rows, block.keys.k_t, out=folded)
         capped = scores.mul_(self.scale / self.softcap).tanh_().clone()
-        torch.add(part.mask, capped, alpha=self.softcap, out=scores)
+        torch.add(block.mask, capped, alpha=self.softcap, out=scores)
         return scores if minus is None else scores.sub_(minus), capped
 
-    def _grad_scores(self, weights: Tensor, part: Part, grad_out: Tensor, delta: Tensor) -> Tensor:
+    def _grad_scores(self, weights: Tensor, block: Block, grad_out: Tensor, delta: Tensor) -> Tensor:
         """weights * (keep * (grad_out @ v) - delta), [H, R, K]."""
-        grad, upstream = self._take(f"grad {part.source}", weights.shape, weights), _fold(grad_out, part.keys)
-        if part.keep is None and weights.dtype == grad_out.dtype:
+        grad, upstream = self._take("grad", weights.shape, weights), _fold(grad_out, block)
+        if block.keep is None and weights.dtype == grad_out.dtype:
             torch.neg(delta.expand(grad.shape), out=grad)
-            _fold(grad, part.keys).baddbmm_(upstream, part.keys.v_t)
+            _fold(grad, block).baddbmm_(upstream, block.keys.v_t)
             return grad.mul_(weights)
-        grad.copy_(self._product(upstream, part.keys.v_t).view(grad.shape))
-        if part.keep is not None:
-            grad *= part.keep
+        grad.copy_(self._product(upstream, block.keys.v_t).view(grad.shape))
+        if block.keep is not None:
+            grad *= block.keep
         return grad.sub_(delta).mul_(weights)
 
-    def _over_parts(self, rows: list[Tensor], block: Block, keys: list[Tensor]) -> Tensor:
-        """The sum over parts of rows [H, R, K] @ keys [Hkv, K, D], as [H, R, D]."""
-        total = self._take("out", block.q.shape, block.q)
-        for index, part in enumerate(block.parts):
-            own, target = _fold(rows[index], part.keys), _fold(total, part.keys)
-            if index:
-                target.baddbmm_(own, keys[index])
-            else:
-                torch.bmm(own, keys[index], out=target)
-        return total
+    def _of_queries(self, rows: Tensor, block: Block, keys: Tensor) -> Tensor:
+        """rows [H, R, K] @ keys [Hkv, K, D], as [H, R, D]."""
+        found = self._take("out", block.q.shape, block.q)
+        torch.bmm(_fold(rows, block), keys, out=_fold(found, block))
+        return found
 
-    def _add_transposed(self, target: Tensor, rows: Tensor, more: Tensor, keys: Keys, alpha: float) -> None:
-        a, b = _fold(rows, keys).mT, _fold(more, keys)
+    def _add_transposed(self, target: Tensor, rows: Tensor, more: Tensor, block: Block, alpha: float) -> None:
+        a, b = _fold(rows, block).mT, _fold(more, block)
         if target.dtype == a.dtype:
             target.baddbmm_(a, b, alpha=alpha)
         else:
@@ -156,7 +137,7 @@ class Arithmetic:
         return view
 
 
-def _fold(x: Tensor, keys: Keys) -> Tensor:
+def _fold(x: Tensor, block: Block) -> Tensor:
     """[H, R, *] to [Hkv, H / Hkv * R, *]: heads that share keys become rows of one product."""
-    heads = keys.k.shape[0]
+    heads = block.keys.k.shape[0]
     return x if x.shape[0] == heads else x.reshape(heads, -1, x.shape[-1])

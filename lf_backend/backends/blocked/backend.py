@@ -55,7 +55,8 @@ def _computable(call: Call) -> Call:
 
 def _result_dtype(call: Call) -> torch.dtype:
     """Results that several passes add to are rounded once, at the end."""
-    return accumulation_dtype(call.q.dtype) if len(call.lowered.bands) > 1 else call.q.dtype
+    passes = len(call.lowered.bands) + (call.columns is not None)
+    return accumulation_dtype(call.q.dtype) if passes > 1 else call.q.dtype
 
 
 def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
@@ -81,7 +82,7 @@ def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> No
         joint = torch.logaddexp(rows_lse, more_lse)
         reference = joint.masked_fill(joint == -math.inf, 0)
         rows.mul_((rows_lse - reference).exp_()[..., None])
-        rows += more * (more_lse - reference).exp_()[..., None]
+        rows.addcmul_(more.to(rows.dtype), (more_lse - reference).exp_()[..., None])
         rows_lse.copy_(joint)
 
 
@@ -91,20 +92,18 @@ def _differentiate(
 ) -> None:  # fmt: skip
     """Add the strip's gradients to those of the call; the first pass over its queries writes theirs."""
     own_q, grad_out, delta, lse = map(strip.of_queries, (grad_q, *upstream))
-    own_k, own_v = strip.accumulators(grad_k), strip.accumulators(grad_v)
+    own_k, own_v = strip.accumulator(grad_k), strip.accumulator(grad_v)
     for block in strip.blocks():
-        rows = block.rows
+        rows, at = block.rows, block.at
         weighed = arithmetic.weigh(block, grad_out[:, rows], delta[:, rows], lse[:, rows])
-        for each in weighed:
-            source, at = each.part.source, each.part.at
-            arithmetic.add_values(own_v[source][:, at], each, grad_out[:, rows])
-            arithmetic.add_keys(own_k[source][:, at], each, block.q)
+        arithmetic.add_values(own_v[:, at], block, weighed, grad_out[:, rows])
+        arithmetic.add_keys(own_k[:, at], block, weighed)
         found = arithmetic.grad_q(block, weighed)
         if strip.first:
             torch.mul(found, arithmetic.scale, out=own_q[:, rows])
         else:
             own_q[:, rows].add_(found, alpha=arithmetic.scale)
         if grad_bias is not None:
-            strip.add_bias(grad_bias, block, weighed[0].scores)
-    strip.settle(grad_k, own_k[1])
-    strip.settle(grad_v, own_v[1])
+            strip.add_bias(grad_bias, block, weighed.scores)
+    strip.settle(grad_k, own_k)
+    strip.settle(grad_v, own_v)

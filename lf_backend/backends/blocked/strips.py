@@ -1,11 +1,8 @@
 """Geometry of the blocked backend: which queries meet which keys, under which mask.
 
+Pass  = one band, or the global columns. Passes meet in the log-sum-exp, so a pair shows in one only.
 Strip = queries that share keys in one pass: some heads of one example, for a band one residue class.
 Block = some consecutive queries of a strip with all keys they see in this pass.
-Part  = a block's keys from one source: the slice of a band, or the global columns.
-
-A pass is one band; the global columns are a part of the first, so that one softmax sees both. Passes
-of further bands meet it in the log-sum-exp, and a pair shows in one pass only.
 
 All tensors are views but masks, gathered columns and what half precision makes exact. In a mask, 0
 means visible and -inf invisible; a band bias is part of it.
@@ -29,7 +26,6 @@ from lf_backend.bands import Band, class_length
 SCORE_BYTES = 2 << 20  # scores of one block: about what two CPU cores keep in cache
 BAND_ROWS = 64  # a band of w taps costs w + rows: few rows waste little, many feed the product
 COLUMN_ROWS = 512  # columns alone waste nothing; more rows are fewer steps
-MASK_ELEMENTS = 1 << 20  # of the columns' mask, made for many blocks at once
 
 
 class Keys(NamedTuple):
@@ -55,29 +51,20 @@ class Keys(NamedTuple):
         return Keys(self.k[:, keys], self.v[:, keys], self.k_t[..., keys], self.v_t[..., keys])
 
 
-class Part(NamedTuple):
-    """`keys` at `at` of their source; `mask` and dropout factors `keep`, if any, fit [H, R, K]."""
-
-    source: int
-    keys: Keys
-    at: slice
-    mask: Tensor
-    keep: Tensor | None
-
-
 class Block(NamedTuple):
-    """Queries q [H, R, D] at `rows` of a strip, and all keys that they see.
+    """Queries q [H, R, D] at `rows` of a strip and the keys at `at` of it, [Hkv, K, D].
 
-    `exact_q` is q in the accumulation dtype, for scores.
+    `exact_q` is q in the accumulation dtype, for scores. `mask` and the dropout factors `keep`, if any,
+    fit [H, R, K].
     """
 
     rows: slice
     q: Tensor
     exact_q: Tensor
-    parts: tuple[Part, ...]
-
-
-BAND, COLUMNS = 0, 1  # sources
+    at: slice
+    keys: Keys
+    mask: Tensor
+    keep: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +74,8 @@ class Strip:
     There a dilated band is a plain window.
 
     Attributes:
-        band: of these heads, with their one dilation; None where only columns are seen.
-        others: all other bands of these heads.
-        hidden: how many of `others` earlier passes have shown; their pairs do not count again.
+        band: of these heads, with their one dilation; None for the global columns.
+        shown: bands of earlier passes, whose pairs do not count again.
         masks: band masks of the whole call, which many strips share.
     """
 
@@ -98,15 +84,14 @@ class Strip:
     heads: slice
     kv_heads: slice
     band: Band | None
-    others: tuple[Band, ...]
-    hidden: int
+    shown: tuple[Band, ...]
     residue: int
     masks: dict[object, Tensor]
 
     @property
     def first(self) -> bool:
         """No earlier pass has written these rows."""
-        return not self.hidden
+        return not self.shown
 
     @property
     def sees_itself(self) -> bool:
@@ -123,64 +108,77 @@ class Strip:
         return (self.residue - self.call.offset) % self.dilation
 
     @cached_property
-    def columns(self) -> Columns | None:
-        return self.call.columns if self.first else None
+    def keys(self) -> Keys:
+        """All keys of the strip."""
+        return Keys.of(self._keys(self.call.k), self._keys(self.call.v))
 
     @cached_property
-    def sources(self) -> tuple[Keys | None, Keys | None]:
-        """Of the band and of the columns."""
-        band = columns = None
-        if self.band is not None:
-            band = Keys.of(self.of_keys(self.call.k), self.of_keys(self.call.v))
-        if self.columns is not None:
-            columns = Keys.of(self._gathered(self.call.k), self._gathered(self.call.v))
-        return band, columns
+    def columns(self) -> Columns:
+        assert self.call.columns is not None, "asked only where there is no band"
+        return self.call.columns
 
     def of_queries(self, x: Tensor) -> Tensor:
         """The strip's view [H, n, ...] of x [1 or B, H, N, ...]."""
         return x[self.batch if x.shape[0] > 1 else 0, self.heads, self.start :: self.dilation]
 
-    def of_keys(self, x: Tensor) -> Tensor:
-        """The band's view [Hkv, m, D] of x [B, Hkv, M, D]."""
-        return x[self.batch, self.kv_heads, self.residue :: self.dilation]
+    def accumulator(self, grad: Tensor) -> Tensor:
+        """[Hkv, m, D], what blocks add gradients of their keys to; `settle` brings it home."""
+        return self._keys(grad) if self.band is not None else torch.zeros_like(self._keys(grad))
 
-    def accumulators(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """What blocks add gradients of their keys to, by source; `settle` brings the columns' home."""
-        count = 0 if self.columns is None else self.columns.positions.shape[1]
-        return self.of_keys(grad), grad.new_zeros(grad[0, self.kv_heads].shape[0], count, grad.shape[-1])
+    def settle(self, grad: Tensor, accumulated: Tensor) -> None:
+        """Add what was accumulated to grad [B, Hkv, M, D], unless it is a view of it."""
+        if self.band is None:
+            at = self.columns.positions[self.batch]
+            grad[self.batch, self.kv_heads].index_add_(1, at, accumulated)
 
-    def settle(self, grad: Tensor, of_columns: Tensor) -> None:
-        """Add the columns' gradients [Hkv, G, D] to grad [B, Hkv, M, D]."""
-        if self.columns is not None:
-            grad[self.batch, self.kv_heads].index_add_(1, self.columns.positions[self.batch], of_columns)
+    def _keys(self, x: Tensor) -> Tensor:
+        """The strip's [Hkv, m, D] of x [B, Hkv, M, D]: a view for a band, gathered for columns."""
+        own = x[self.batch, self.kv_heads]
+        if self.band is None:
+            return own[:, self.columns.positions[self.batch]]  # index_select would copy all of a view
+        return own[:, self.residue :: self.dilation]
 
     def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
         """Add the gradient of the band's scores [H, R, K] to that of the band bias [1 or B, H, N, taps].
 
         Pairs with a bias lie in the band, and the band shows them: columns add nothing.
         """
+        if self.band is None:
+            return
         wide = self._wide(block.rows, 0.0)
-        wide[..., self._band_columns(block.rows, block.parts[0].at)] = scores
+        wide[..., self._band_columns(block.rows, block.at)] = scores
         self.of_queries(grad)[:, block.rows] += _diagonals(wide, grad.shape[-1])
 
     def blocks(self) -> Iterator[Block]:
         """Blocks from first to last query."""
-        queries, (band, columns) = self.of_queries(self.call.q), self.sources
+        queries, keys = self.of_queries(self.call.q), self.keys
         exact = queries.to(accumulation_dtype(queries.dtype))
-        count = queries.shape[1]
-        size = BAND_ROWS if self.band is not None else COLUMN_ROWS
-        masks = iter(()) if columns is None else self._column_masks(count, size)
-        for start in range(0, count, size):
-            rows = slice(start, min(start + size, count))
-            parts: tuple[Part, ...] = ()
-            if self.band is not None and band is not None:
-                at = self._keys_of(self.band, rows)
-                mask = self._band_mask(self.band, rows, at)
-                parts = (Part(BAND, band.at(at), at, mask, self._keep(rows, at, BAND)),)
-            if columns is not None:
-                at = slice(0, columns.k.shape[1])
-                parts = (*parts, Part(COLUMNS, columns, at, next(masks), self._keep(rows, at, COLUMNS)))
-            yield Block(rows, queries[:, rows], exact[:, rows], parts)
+        for rows, at, mask in self._columns_seen() if self.band is None else self._band_seen(self.band):
+            keep = self._keep(rows, at) if self.call.dropout_p else None
+            yield Block(rows, queries[:, rows], exact[:, rows], at, keys.at(at), mask, keep)
+
+    def _band_seen(self, band: Band) -> Iterator[tuple[slice, slice, Tensor]]:
+        for rows in self._rows(BAND_ROWS):
+            at = self._keys_of(band, rows)
+            yield rows, at, self._band_mask(band, rows, at)
+
+    def _columns_seen(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """No column that is unused, ahead of a causal row, or in a band."""
+        at = self.columns.positions[self.batch]
+        heads = self.heads.stop - self.heads.start
+        size = min(max(SCORE_BYTES // (4 * heads * len(at)), BAND_ROWS), COLUMN_ROWS)
+        for rows in self._rows(size):
+            queries = self._positions(rows, self.call.offset)[:, None]
+            hidden = ~self.columns.valid[self.batch].expand(len(queries), -1)
+            for band in self.shown:
+                hidden = hidden | band.sees(0, queries, at)
+            if self.columns.causal:
+                hidden = hidden | (at > queries)
+            yield rows, slice(0, len(at)), self._float(hidden)
+
+    def _rows(self, size: int) -> Iterator[slice]:
+        count = -(-(self.call.q.shape[2] - self.start) // self.dilation)
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
     def _keys_of(self, band: Band, rows: slice) -> slice:
         length = class_length(self.call.k.shape[2], self.residue, self.dilation)
@@ -201,47 +199,28 @@ class Strip:
     def _whole_mask(self, band: Band) -> Tensor:
         """[rows, rows + left + right] of a block that no edge cuts."""
         rows = min(BAND_ROWS, self.call.q.shape[2])
-        hidden = self.others[: self.hidden]
-        key = (band, hidden, self._reach, rows)
+        key = (band, self.shown, self._reach, rows)
         if key not in self.masks:
             device, (left, right) = self.call.q.device, self._reach
             queries = torch.arange(rows, device=device)[:, None] * self.dilation
             at = (torch.arange(rows + left + right, device=device) - left) * self.dilation
             seen = band.sees(0, queries, at)
-            for other in hidden:
+            for other in self.shown:
                 seen = seen & ~other.sees(0, queries, at)
             self.masks[key] = self._float(~seen)
         return self.masks[key]
 
-    def _column_masks(self, count: int, size: int) -> Iterator[Tensor]:
-        """[R, G] for every block: no column that is unused, ahead of a causal row, or in a band."""
-        assert self.columns is not None, "called only with columns"
-        at = self.columns.positions[self.batch]
-        step = max(MASK_ELEMENTS // max(at.shape[0], 1) // size, 1) * size
-        for first in range(0, count, step):
-            queries = self._positions(range(first, min(first + step, count)), self.start + self.call.offset)
-            hidden = ~self.columns.valid[self.batch].expand(len(queries), -1)
-            for band in (*((self.band,) if self.band is not None else ()), *self.others):
-                hidden = hidden | band.sees(0, queries[:, None], at)
-            if self.columns.causal:
-                hidden = hidden | (at > queries[:, None])
-            yield from torch.split(self._float(hidden), size)
-
-    def _keep(self, rows: slice, at: slice, source: int) -> Tensor | None:
+    def _keep(self, rows: slice, at: slice) -> Tensor:
         call = self.call
-        if not call.dropout_p:
-            return None
         assert call.seed is not None, "the operator draws a seed"
-        if source == COLUMNS and call.columns is not None:
-            keys = call.columns.positions[self.batch]
-        else:
-            keys = self._positions(range(at.start, at.stop), self.residue)
-        queries = self._positions(range(rows.start, rows.stop), self.start + call.offset)
+        columns = self.band is None
+        keys = self.columns.positions[self.batch] if columns else self._positions(at, self.residue)
+        queries = self._positions(rows, self.start + call.offset)
         heads = torch.arange(self.heads.start, self.heads.stop, device=keys.device)
         dtype = accumulation_dtype(call.q.dtype)
         return dropout.keep(call.seed, self.batch, heads, queries, keys, call.dropout_p, dtype)
 
-    def _positions(self, steps: range, first: int) -> Tensor:
+    def _positions(self, steps: slice, first: int) -> Tensor:
         """Positions first + dilation * step."""
         return torch.arange(steps.start, steps.stop, device=self.call.q.device) * self.dilation + first
 
@@ -278,10 +257,6 @@ class Strip:
             return None
         return self._float(self.call.key_padding[self.batch, self.residue :: self.dilation])
 
-    def _gathered(self, x: Tensor) -> Tensor:
-        assert self.call.columns is not None, "called only with columns"
-        return x[self.batch, self.kv_heads].index_select(1, self.call.columns.positions[self.batch])
-
     def _float(self, hidden: Tensor) -> Tensor:
         """0 and -inf, where `hidden`."""
         zeros = torch.zeros(hidden.shape, dtype=accumulation_dtype(self.call.q.dtype), device=hidden.device)
@@ -291,14 +266,15 @@ class Strip:
 def strips(call: Call) -> Iterator[Strip]:
     """All the work of a call; passes in order, so that a later one finds the earlier one's result."""
     masks: dict[object, Tensor] = {}
-    bands: tuple[Band | None, ...] = call.lowered.bands or (None,)
+    bands = call.lowered.bands
+    passes: list[Band | None] = [*bands, *([] if call.columns is None else [None])]
     for batch in range(call.q.shape[0]):
-        for index, band in enumerate(bands):
+        for index, band in enumerate(passes):
             for heads, kv_heads in _head_runs(call, _scores_per_head(call, band)):
                 own = None if band is None else band.at(heads.start)
-                others = tuple(b.at(heads.start) for b in bands if b is not None and b is not band)
+                shown = tuple(earlier.at(heads.start) for earlier in bands[:index])
                 for residue in range(1 if own is None else own.dilations[0]):
-                    strip = Strip(call, batch, heads, kv_heads, own, others, index, residue, masks)
+                    strip = Strip(call, batch, heads, kv_heads, own, shown, residue, masks)
                     if strip.start < call.q.shape[2]:
                         yield strip
 
@@ -338,12 +314,10 @@ def _alike(call: Call, one: int, other: int) -> bool:
 
 def _scores_per_head(call: Call, band: Band | None) -> int:
     """Of one block."""
-    columns = 0 if call.columns is None else call.columns.positions.shape[1]
-    if band is None:
-        return min(COLUMN_ROWS, call.q.shape[2]) * columns
     rows = min(BAND_ROWS, call.q.shape[2])
-    reach = sum(band.clipped(class_length(call.k.shape[2], 0, min(band.dilations))))
-    return rows * (rows + reach + columns)
+    if band is None:
+        return 0 if call.columns is None else rows * call.columns.positions.shape[1]
+    return rows * (rows + sum(band.clipped(class_length(call.k.shape[2], 0, min(band.dilations)))))
 
 
 def _diagonals(wide: Tensor, taps: int) -> Tensor:
