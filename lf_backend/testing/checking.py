@@ -2,8 +2,9 @@
 
 Tolerance is a budget, not a table: a result may be off by twice the error that the eager computation
 makes in the same dtype (flash-attention's rule), plus 16 units of rounding at its own size, for what eager
-happens to get exactly. A gradient may be off by four more units at the size of its terms, which cancel where
-a row sees one key. Uninitialised memory is filled with NaN while a backend runs.
+happens to get exactly, and one at the size of the logits. A gradient may be off by four more units at the
+size of its terms, which cancel where a row sees one key. Uninitialised memory is filled with NaN while a
+backend runs.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ def _compare(case: Case, found: Results, tensors: Tensors) -> None:
     dtype = tensors.q.dtype
     truth = expected(case, tensors.to(torch.float64))
     budget = _budget(case, dtype, tensors.q.device)
-    cancelling = _cancelling(case, tensors, found["out"])
+    cancelling, logits = _cancelling(case, tensors, found["out"]), _logits(case, tensors)
     for name, wanted in truth.items():
         got = found[name]
         if got.shape != wanted.shape or not torch.equal(got.isinf(), wanted.isinf()) or got.isnan().any():
             raise Mismatch(f"{name}: {_bad(got, wanted)} in {case}")
-        floor = 16 * max(1.0, _size(wanted)) + (4 * cancelling if name.startswith("gradient") else 0.0)
+        floor = 16 * max(1.0, _size(wanted)) + logits
+        floor += 4 * cancelling if name.startswith("gradient") else 0.0
         error, allowance = _largest(got, wanted), budget[name] + torch.finfo(dtype).eps * floor
         if error > allowance:
             raise Mismatch(f"{name}: error {error:.3g}, allowed {allowance:.3g}, in {case}")
@@ -110,6 +112,14 @@ def _cancelling(case: Case, tensors: Tensors, out: Tensor) -> float:
     factor: float = max(1.0, scale * max(map(_size, tensors.leaves().values())))
     values = max(_longest(x) for x in (tensors.v, tensors.global_v) if x is not None)
     return _longest(_upstream(case, out)) * values * factor
+
+
+def _logits(case: Case, tensors: Tensors) -> float:
+    """How large a logit can be; one unit of rounding of it is a relative error of its weight."""
+    queries = max(_longest(x) for x in (tensors.q, tensors.global_q) if x is not None)
+    keys = max(_longest(x) for x in (tensors.k, tensors.global_k) if x is not None)
+    scale = case.head_dim**-0.5 if case.scale is None else abs(case.scale)
+    return float(scale * queries * keys)
 
 
 def _longest(x: Tensor) -> float:
