@@ -2,9 +2,9 @@
 
 Tolerance is a budget, not a table: a result may be off by twice the error that the eager computation
 makes in the same dtype (flash-attention's rule), plus 16 units of rounding at its own size, for what eager
-happens to get exactly, and one at the size of the logits. A gradient may be off by four more units at the
-size of its terms, which cancel where a row sees one key. Uninitialised memory is filled with NaN while a
-backend runs.
+happens to get exactly, and one at the size of the logits. A gradient may be off by four more units, or as
+many as the largest logit says, at the size of its terms, which cancel where a row sees one key.
+Uninitialised memory is filled with NaN while a backend runs.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _compare(case: Case, found: Results, tensors: Tensors) -> None:
         if got.shape != wanted.shape or not torch.equal(got.isinf(), wanted.isinf()) or got.isnan().any():
             raise Mismatch(f"{name}: {_bad(got, wanted)} in {case}")
         floor = 16 * max(1.0, _size(wanted)) + logits
-        floor += 4 * cancelling if name.startswith("gradient") else 0.0
+        floor += max(4.0, logits) * cancelling if name.startswith("gradient") else 0.0
         error, allowance = _largest(got, wanted), budget[name] + torch.finfo(dtype).eps * floor
         if error > allowance:
             raise Mismatch(f"{name}: error {error:.3g}, allowed {allowance:.3g}, in {case}")
