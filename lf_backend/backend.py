@@ -40,7 +40,8 @@ class Call:
     """What a backend is given.
 
     Attributes:
-        q: [B, H, N, D], any strides; the queries are the last N of the M positions.
+        q: [B, H, N, D], any strides; the queries are the last N of the M positions, unless `positions` says
+            otherwise.
         k, v: [B, Hkv, M, D], any strides, finite where padded.
         lowered: the pattern; its `positions` are already part of `columns`.
         columns: global columns, or None. A pair that a band shows as well counts once.
@@ -51,6 +52,8 @@ class Call:
         softcap: cap * tanh(score / cap) after scaling, or None.
         dropout_p: probability of dropping a weight, with `dropout.keep` as the only source.
         seed: int64 tensor of one element, None without dropout.
+        positions: int64 [B, N], of the queries; None for the last N positions. Comes only to a backend with
+            the feature LISTED_QUERIES, with one undilated band and without columns or band bias.
     """
 
     q: Tensor
@@ -64,6 +67,7 @@ class Call:
     softcap: float | None
     dropout_p: float
     seed: Tensor | None
+    positions: Tensor | None = None
 
     @property
     def shows_anything(self) -> bool:

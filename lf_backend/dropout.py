@@ -26,11 +26,21 @@ def keep(
         batch: index of the example.
         heads, queries, keys: int64 [H], [N], [M]; indices of query heads, absolute positions.
     """
-    low = _mix(_word(seed.reshape(1)))
-    start = _mix(_mix(low ^ _word(seed.reshape(1) >> 32)) ^ batch)  # [1]
+    start = starts(seed, torch.tensor([batch], device=keys.device))
     rows = _mix(_mix(start ^ _word(heads))[:, None] ^ _word(queries))  # [H, N]
     hashed = _mix(rows[..., None] ^ _mix(_word(keys)))
-    return (hashed >= round(p * 2**32) - 2**31).to(dtype).mul_(1 / (1 - p))
+    return (hashed >= threshold(p)).to(dtype).mul_(1 / (1 - p))
+
+
+def starts(seed: Tensor, batches: Tensor) -> Tensor:
+    """What the hashes of an example begin with, int32 [B]; `batches` are indices of examples."""
+    low = _mix(_word(seed.reshape(1)))
+    return _mix(_mix(low ^ _word(seed.reshape(1) >> 32)) ^ _word(batches))
+
+
+def threshold(p: float) -> int:
+    """A weight is dropped if its hash, as a signed word, is less."""
+    return round(p * 2**32) - 2**31
 
 
 def _word(x: Tensor) -> Tensor:

@@ -1,0 +1,18 @@
+"""Triton kernels for CUDA and ROCm: bands, dilation and global columns in one softmax, forward and backward.
+
+A dilated band is a plain one in a residue class, so dilation is a stride of the loads and costs no work. Tiles
+of keys that all queries of a block see run without masks.
+
+    backend.py    what it can run
+    launch.py     from a call to launches
+    tuning.py     sizes of tiles, as data
+    forward.py    the forward kernel, and the one that joins parts
+    backward.py   gradients of queries, of keys and values, of global columns
+    pairs.py      tiles of keys and their scores
+    tiles.py      addresses, window arithmetic, hashes
+    device.py     the device, or Triton's interpreter
+"""
+
+from lf_backend.backends.triton.backend import Triton
+
+__all__ = ["Triton"]

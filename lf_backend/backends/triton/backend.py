@@ -1,0 +1,51 @@
+"""The Triton backend's face to the registry; triton is imported when it computes."""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.problem import Feature, Machine, Problem
+
+MOST_PROGRAMS = 2**31 - 1  # of a grid's first axis
+OLDEST = (8, 0)  # compute capability: bfloat16 products, asynchronous copies
+
+
+class Triton(Backend):
+    """See the package."""
+
+    name = "triton"
+    priority = 100
+    capabilities = Capabilities(
+        features=frozenset(Feature) - {Feature.PREDICATE, Feature.SEVERAL_WINDOWS},
+        dtypes=frozenset({"float32", "bfloat16", "float16"}),
+        max_head_dim=256,
+        packages=("triton",),
+    )
+
+    def reasons(self, problem: Problem, machine: Machine) -> list[str]:
+        found = super().reasons(problem, machine)
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if machine.device != "cuda" and not interpreted:
+            found.append(f"device cuda wanted (or TRITON_INTERPRET=1, to test), call has {machine.device}")
+        if interpreted and problem.dtype == "bfloat16":
+            found.append("bfloat16 is wrong in Triton's interpreter")
+        if machine.capability is not None and machine.capability < OLDEST:
+            wanted, got = (".".join(map(str, found)) for found in (OLDEST, machine.capability))
+            found.append(f"compute capability >= {wanted} wanted, device has {got}")
+        rows = problem.batch * problem.heads * max(problem.queries, problem.keys)
+        if rows > MOST_PROGRAMS:
+            found.append(f"batch * heads * length <= {MOST_PROGRAMS} wanted, call has {rows}")
+        return found
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        from lf_backend.backends.triton import launch
+
+        return launch.forward(call)
+
+    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+        from lf_backend.backends.triton import launch
+
+        return launch.backward(call, grad_out, delta, lse)

@@ -1,0 +1,326 @@
+"""The backward kernels: gradients of queries, of the band's keys, of global columns.
+
+The weight of a pair is exp(score - lse), lse being +inf in rows without effect, and the gradient of its score
+weight * (grad_out @ v - delta). Nothing is added by atomics: a gradient has one program, or parts that are
+summed in a fixed order. `grad_columns` finds the whole gradient of a global column, band included, which
+replaces what `grad_keys` found: so every sum is rounded once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lf_backend.backends.triton.forward import across, queries_of
+from lf_backend.backends.triton.pairs import (
+    all_scores, band_keys, band_scores, column_keys, column_scores, factors,
+)  # fmt: skip
+from lf_backend.backends.triton.tiles import (
+    LOG2E, Keys, Queries, Scoring, band_of, block_of, class_length, edge, edges, part_of, read, rows_at, span,
+    unit, unpadded, write,
+)  # fmt: skip
+
+
+@triton.jit
+def _weigh(score, lse, scoring, PLAIN: tl.constexpr, EXACT: tl.constexpr):
+    """exp(score - lse); as in the forward, EXACT subtracts first."""
+    if EXACT:
+        found = tl.exp2((score * unit(scoring, PLAIN) - lse) * LOG2E)
+    else:
+        found = tl.exp2(score * (unit(scoring, PLAIN) * LOG2E) - lse * LOG2E)
+    return found
+
+
+@triton.jit
+def _raw(grad, capped, scoring):
+    """Gradient of a score before the softcap, over the scale."""
+    if scoring.softcap is not None:
+        grad = grad * (1 - capped * capped)
+    return grad
+
+
+@triton.jit
+def _rows_of(x, heads, queries, here, other):
+    """Values of x [B, H, N] for queries; `other` where there is none."""
+    row = (here.batch.to(tl.int64) * heads + here.head) * queries + here.index
+    return tl.load(x + row, mask=here.inside, other=other)
+
+
+@triton.jit
+def _band_to_queries(
+    grad, rows, upstream, lse, delta, queries, k, v, keys, band, key_step, dims, padding, scoring, dropout,
+    grad_bias,
+    HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    key, k_tile, v_tile = band_keys(k, v, keys, band, key_step, dims, HEAD_DIM, MASKED)
+    score, capped, seen = band_scores(
+        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring,
+        PLAIN, PRECISION, MASKED,
+    )  # fmt: skip
+    weight = _weigh(score, lse, scoring, PLAIN, k_tile.dtype == tl.float32)
+    found = tl.dot(upstream, tl.trans(v_tile), input_precision=PRECISION)
+    found = weight * (found * factors(dropout, queries, key[None, :]) - delta)
+    if grad_bias is not None:
+        tap = key_step[None, :] - queries.step + band.left
+        at = rows_at(grad_bias, queries.batch, queries.head, queries.index) + tap * grad_bias.stride[3]
+        tl.store(at, found, mask=seen)
+    found = _raw(found, capped, scoring).to(k_tile.dtype)
+    return tl.dot(found, k_tile, grad, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "left", "right", "count", "blocks", "parts"])
+def grad_queries(
+    q, k, v, grad_out, lse, delta, grad_q, grad_bias, positions, left, right, dilations, columns, count,
+    padding, bias, dropout, heads, kv_heads, queries, keys, blocks, parts, scale, softcap,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    COLUMNS: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, BAND: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Gradients of q, from the part `program_id(1)` of the keys, and of the band bias.
+
+    Args as in `forward`, and
+        grad_out: view [B, H, N, D]. `lse`, `delta`: float32 [B, H, N].
+        grad_q: view [parts * B, H, N, D].
+        grad_bias: view [B, H, N, taps] that holds zeros, or None.
+    """
+    block, pack = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    part, batch, head = tl.program_id(1), pack // heads, pack % heads
+    band = None
+    dilation = 1
+    if BAND:
+        band = band_of(left, right, dilations, head)
+        dilation = band.dilation
+    start, begin = block_of(block, queries, dilation, ROWS)
+    class_count = class_length(queries, start, dilation)
+    if (start >= dilation) | (begin >= class_count):
+        return
+    here, first, last, residue = queries_of(
+        batch, head, begin, start, class_count, dilation, positions, queries, keys, ROWS, 1
+    )
+    rows_here = across(here)
+    length = class_length(keys, residue, dilation)
+    there = Keys(batch, head // (heads // kv_heads), residue, length, keys)
+    scoring = Scoring(scale, softcap, bias)
+    dims = tl.arange(0, DIMS)
+    lanes = tl.arange(0, KEYS)
+
+    rows = read(q, rows_at(q, batch, here.head, here.index), here.inside, dims, HEAD_DIM, True)
+    at = rows_at(grad_out, batch, here.head, here.index)
+    upstream = read(grad_out, at, here.inside, dims, HEAD_DIM, True)
+    own_lse = _rows_of(lse, heads, queries, rows_here, float("inf"))
+    own_delta = _rows_of(delta, heads, queries, rows_here, 0.0)
+    grad = tl.zeros([ROWS, DIMS], tl.float32)
+
+    if BAND:
+        low, high, holes = unpadded(padding, batch, residue, dilation, length)
+        low, high, inner, outer = span(first, last, left, right, low, high, KEYS)
+        low, high, inner, outer = part_of(low, high, inner, outer, part, parts, KEYS)
+        outer = tl.where(holes, inner, outer)
+        for at in tl.range(inner, outer, KEYS):
+            grad = _band_to_queries(
+                grad, rows, upstream, own_lse, own_delta, rows_here, k, v, there, band, at + lanes, dims,
+                padding, scoring, dropout, grad_bias, HEAD_DIM, PLAIN, PRECISION, False,
+            )  # fmt: skip
+        for tile in tl.range(0, edges(low, high, inner, outer, KEYS)):
+            at = edge(tile, low, inner, outer, KEYS)
+            grad = _band_to_queries(
+                grad, rows, upstream, own_lse, own_delta, rows_here, k, v, there, band, at + lanes, dims,
+                padding, scoring, dropout, grad_bias, HEAD_DIM, PLAIN, PRECISION, True,
+            )  # fmt: skip
+    if columns is not None:
+        for at in tl.range(0, tl.where(part == 0, count, 0), COLUMNS):
+            slot = at + tl.arange(0, COLUMNS)
+            key, valid, k_tile, v_tile = column_keys(k, v, there, columns, count, slot, dims, HEAD_DIM)
+            score, capped = column_scores(
+                rows, k_tile, rows_here, key[None, :], valid[None, :], band, scoring, PLAIN, PRECISION, CAUSAL
+            )
+            weight = _weigh(score, own_lse, scoring, PLAIN, k_tile.dtype == tl.float32)
+            found = tl.dot(upstream, tl.trans(v_tile), input_precision=PRECISION)
+            found = weight * (found * factors(dropout, rows_here, key[None, :]) - own_delta)
+            found = _raw(found, capped, scoring).to(k_tile.dtype)
+            grad = tl.dot(found, k_tile, grad, input_precision=PRECISION)
+
+    example = part * (tl.num_programs(0) // blocks // heads) + batch
+    target = rows_at(grad_q, example, here.head, here.index)
+    write(grad_q, target, here.inside, dims, grad * scale, HEAD_DIM)
+
+
+@triton.jit
+def _down(queries):
+    """Queries as the columns of tiles [keys, queries]."""
+    return Queries(
+        queries.batch, queries.head, queries.index[None, :], queries.step[None, :],
+        queries.position[None, :], queries.inside[None, :],
+    )  # fmt: skip
+
+
+@triton.jit
+def _listed(batch, head, step, stop, residue, dilation, positions, queries, keys):
+    """Queries at steps of a residue class of the keys, or of the list of positions, before `stop`."""
+    inside = step < stop
+    if positions is None:
+        position = residue + step * dilation
+        here = Queries(batch, head, position - (keys - queries), step, position, inside)
+    else:
+        position = tl.load(positions + batch * queries + step, mask=inside, other=0)
+        here = Queries(batch, head, step, position, position, inside)
+    return here
+
+
+@triton.jit
+def _to_keys(
+    state, score, capped, q_tile, upstream, lse, delta, v_tile, dropped, scoring,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add a tile of queries to the gradients of k, over the scale, and of v."""
+    grad_k, grad_v = state
+    weight = _weigh(score, lse, scoring, PLAIN, v_tile.dtype == tl.float32)
+    grad_v = tl.dot((weight * dropped).to(v_tile.dtype), upstream, grad_v, input_precision=PRECISION)
+    found = tl.dot(v_tile, tl.trans(upstream), input_precision=PRECISION)
+    found = _raw(weight * (found * dropped - delta), capped, scoring).to(v_tile.dtype)
+    return tl.dot(found, q_tile, grad_k, input_precision=PRECISION), grad_v
+
+
+@triton.jit
+def _band_to_keys(
+    state, k_tile, v_tile, q, grad_out, lse, delta, queries, heads, total, key_step, key, keys, band, dims,
+    padding, scoring, dropout,
+    HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    at = rows_at(q, queries.batch, queries.head, queries.index)
+    q_tile = read(q, at, queries.inside, dims, HEAD_DIM, MASKED)
+    at = rows_at(grad_out, queries.batch, queries.head, queries.index)
+    upstream = read(grad_out, at, queries.inside, dims, HEAD_DIM, MASKED)
+    down = _down(queries)
+    own_lse = _rows_of(lse, heads, total, down, float("inf"))
+    own_delta = _rows_of(delta, heads, total, down, 0.0)
+    score, capped, _ = band_scores(
+        k_tile, q_tile, down, key_step[:, None], key[:, None], keys, band, padding, scoring,
+        PLAIN, PRECISION, MASKED,
+    )  # fmt: skip
+    dropped = factors(dropout, down, key[:, None])
+    return _to_keys(
+        state, score, capped, q_tile, upstream, own_lse, own_delta, v_tile, dropped, scoring, PLAIN, PRECISION
+    )
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "left", "right", "blocks", "group"])
+def grad_keys(
+    q, k, v, grad_out, lse, delta, grad_k, grad_v, positions, left, right, dilations, padding, bias, dropout,
+    heads, kv_heads, queries, keys, blocks, group, scale, softcap,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of k and v through the band: a block of KEYS keys, all queries that see them.
+
+    Args as in `forward`, and
+        grad_k, grad_v: views [B, H / group, M, D].
+        group: heads of queries whose gradients one program sums.
+        blocks: of keys.
+    """
+    block, pack = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    batch, own = pack // (heads // group), pack % (heads // group)
+    band = band_of(left, right, dilations, own * group)
+    residue, begin = block_of(block, keys, band.dilation, KEYS)
+    length = class_length(keys, residue, band.dilation)
+    if (residue >= band.dilation) | (begin >= length):
+        return
+    there = Keys(batch, own * group // (heads // kv_heads), residue, length, keys)
+    scoring = Scoring(scale, softcap, bias)
+    dims = tl.arange(0, DIMS)
+    lanes = tl.arange(0, ROWS)
+    key_step = begin + tl.arange(0, KEYS)
+    inside = key_step < length
+    key = residue + key_step * band.dilation
+    k_tile = read(k, rows_at(k, batch, there.head, key), inside, dims, HEAD_DIM, True)
+    v_tile = read(v, rows_at(v, batch, there.head, key), inside, dims, HEAD_DIM, True)
+    grad_of_k = tl.zeros([KEYS, DIMS], tl.float32)
+    grad_of_v = tl.zeros([KEYS, DIMS], tl.float32)
+
+    if positions is None:
+        first = class_length(keys - queries, residue, band.dilation)
+        end = tl.minimum(begin + KEYS, length) - 1
+        low, high, inner, outer = span(begin, end, right, left, first, length, ROWS)
+    else:
+        low, high, inner, outer = 0, queries, 0, 0
+    for member in tl.range(0, group):
+        head = own * group + member
+        for at in tl.range(inner, outer, ROWS):
+            here = _listed(
+                batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys
+            )
+            grad_of_k, grad_of_v = _band_to_keys(
+                (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
+                key_step, key, there, band, dims, padding, scoring, dropout,
+                HEAD_DIM, PLAIN, PRECISION, False,
+            )  # fmt: skip
+        for tile in tl.range(0, edges(low, high, inner, outer, ROWS)):
+            at = edge(tile, low, inner, outer, ROWS)
+            here = _listed(
+                batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys
+            )
+            grad_of_k, grad_of_v = _band_to_keys(
+                (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
+                key_step, key, there, band, dims, padding, scoring, dropout,
+                HEAD_DIM, PLAIN, PRECISION, True,
+            )  # fmt: skip
+    if padding is not None:  # tiles without masks have given padded keys a gradient
+        at = padding.mask + batch.to(tl.int64) * keys + key
+        real = (tl.load(at, mask=inside, other=1) == 0)[:, None]
+        grad_of_k, grad_of_v = tl.where(real, grad_of_k, 0.0), tl.where(real, grad_of_v, 0.0)
+    write(grad_k, rows_at(grad_k, batch, own, key), inside, dims, grad_of_k * scale, HEAD_DIM)
+    write(grad_v, rows_at(grad_v, batch, own, key), inside, dims, grad_of_v, HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "left", "right", "count", "slots", "parts"])
+def grad_columns(
+    q, k, v, grad_out, lse, delta, grad_k, grad_v, left, right, dilations, columns, count, bias, dropout,
+    heads, kv_heads, queries, keys, slots, parts, scale, softcap,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr, BAND: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Gradients of k and v of global columns, from the part `program_id(1)` of the queries.
+
+    Args as in `forward`, and
+        grad_k, grad_v: views [parts * B, Hkv, count, D], float32.
+        slots: tiles of columns; program_id(0) counts them, then key heads, then examples.
+    """
+    tile, pack = tl.program_id(0) % slots, tl.program_id(0) // slots
+    part, batch, kv_head = tl.program_id(1), pack // kv_heads, pack % kv_heads
+    group = heads // kv_heads
+    slot = tile * COLUMNS + tl.arange(0, COLUMNS)
+    there = Keys(batch, kv_head, 0, keys, keys)
+    scoring = Scoring(scale, softcap, bias)
+    dims = tl.arange(0, DIMS)
+    key, valid, k_tile, v_tile = column_keys(k, v, there, columns, count, slot, dims, HEAD_DIM)
+    grad_of_k = tl.zeros([COLUMNS, DIMS], tl.float32)
+    grad_of_v = tl.zeros([COLUMNS, DIMS], tl.float32)
+
+    size = tl.cdiv(tl.cdiv(queries, ROWS), parts) * ROWS
+    stop = tl.minimum((part + 1) * size, queries)
+    for member in tl.range(0, group):
+        head = kv_head * group + member
+        band = None
+        if BAND:
+            band = band_of(left, right, dilations, head)
+        for at in tl.range(part * size, stop, ROWS):
+            index = at + tl.arange(0, ROWS)
+            position = keys - queries + index
+            here = Queries(batch, head, index, position, position, index < stop)
+            q_tile = read(q, rows_at(q, batch, head, index), here.inside, dims, HEAD_DIM, True)
+            upstream = read(grad_out, rows_at(grad_out, batch, head, index), here.inside, dims, HEAD_DIM, True)
+            down = _down(here)
+            own_lse = _rows_of(lse, heads, queries, down, float("inf"))
+            own_delta = _rows_of(delta, heads, queries, down, 0.0)
+            score, capped = all_scores(
+                k_tile, q_tile, down, key[:, None], valid[:, None], band, scoring, PLAIN, PRECISION, CAUSAL
+            )
+            dropped = factors(dropout, down, key[:, None])
+            grad_of_k, grad_of_v = _to_keys(
+                (grad_of_k, grad_of_v), score, capped, q_tile, upstream, own_lse, own_delta, v_tile, dropped,
+                scoring, PLAIN, PRECISION,
+            )  # fmt: skip
+    example = part * (tl.num_programs(0) // slots // kv_heads) + batch
+    there_at = slot < count
+    write(grad_k, rows_at(grad_k, example, kv_head, slot), there_at, dims, grad_of_k * scale, HEAD_DIM)
+    write(grad_v, rows_at(grad_v, example, kv_head, slot), there_at, dims, grad_of_v, HEAD_DIM)

@@ -1,0 +1,48 @@
+"""The device that kernels are compiled for and run on; or Triton's interpreter, on a CPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from triton import knobs
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as launches see it.
+
+    Attributes:
+        arch: Triton's word: 90 for compute capability 9.0, "gfx942", or "interpreter".
+        processors: how many programs run side by side.
+        index: None for the interpreter.
+    """
+
+    arch: int | str
+    processors: int
+    index: int | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> Device:
+        """The device of a tensor; TRITON_INTERPRET makes it the interpreter."""
+        return _device(device.type, device.index)
+
+    @property
+    def interpreted(self) -> bool:
+        return self.index is None
+
+    def current(self) -> AbstractContextManager[object]:
+        """Kernels run on torch's current device: within the block that is this one."""
+        return nullcontext() if self.index is None else torch.cuda.device(self.index)
+
+
+@lru_cache(maxsize=64)
+def _device(kind: str, index: int | None) -> Device:
+    if knobs.runtime.interpret:
+        return Device("interpreter", processors=8, index=None)
+    with torch.cuda.device(index):
+        arch = triton.runtime.driver.active.get_current_target().arch
+    return Device(arch, torch.cuda.get_device_properties(index).multi_processor_count, index)

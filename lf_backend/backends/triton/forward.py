@@ -1,0 +1,204 @@
+"""The forward kernel: a block of queries, all keys they see, one softmax.
+
+A program holds some queries of one residue class of the dilation, of PACK heads that share keys. It walks
+the tiles of the band that all its queries see, without masks, then those at the edges, then the global
+columns. Keys can be split among programs; what these write is joined by `combine`.
+
+The online softmax is FlashAttention-2's (Dao, 2023), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lf_backend.backends.triton.pairs import band_keys, band_scores, column_keys, column_scores, factors
+from lf_backend.backends.triton.tiles import (
+    LOG2E, Keys, Queries, Scoring, band_of, block_of, class_length, edge, edges, part_of, read, rows_at, span,
+    unit, unpadded, write,
+)  # fmt: skip
+
+
+@triton.jit
+def queries_of(
+    batch, first_head, begin, start, count, dilation, positions, queries, keys,
+    ROWS: tl.constexpr, PACK: tl.constexpr,
+):  # fmt: skip
+    """Queries of a block: those of steps `begin`, ... of the `count` that are start, start + dilation, ...
+
+    Returns:
+        The queries; first and last step; the residue class of their keys.
+    """
+    lane = tl.arange(0, ROWS)
+    own = begin + lane // PACK
+    inside = (own < count) & (lane // PACK < ROWS // PACK)
+    index = start + own * dilation
+    if positions is None:
+        position = keys - queries + index
+        step = position // dilation
+        residue = (keys - queries + start) % dilation
+        first = (keys - queries + start) // dilation + begin
+        last = first + tl.minimum(ROWS // PACK, count - begin) - 1
+    else:
+        position = tl.load(positions + batch * queries + index, mask=inside, other=0)
+        step = position
+        residue = 0
+        first = tl.min(tl.where(inside, position, keys))
+        last = tl.max(tl.where(inside, position, 0))
+    return Queries(batch, first_head + lane % PACK, index, step, position, inside), first, last, residue
+
+
+@triton.jit
+def across(queries):
+    """Queries as the rows of tiles [queries, keys]."""
+    return Queries(
+        queries.batch, queries.head[:, None], queries.index[:, None], queries.step[:, None],
+        queries.position[:, None], queries.inside[:, None],
+    )  # fmt: skip
+
+
+@triton.jit
+def _join(state, score, v_tile, dropped, factor, PRECISION: tl.constexpr):
+    """A tile joins the softmax of its rows: sums of weights, maximum, sums of weights times v.
+
+    The exponent is one multiply-add in half precision, whose product rounds with the larger number; float32
+    subtracts first.
+    """
+    total, top, values = state
+    raised = tl.maximum(top, tl.max(score, 1))
+    reference = tl.where(raised == float("-inf"), 0.0, raised)
+    if v_tile.dtype == tl.float32:
+        weight = tl.exp2((score - reference[:, None]) * factor)
+    else:
+        weight = tl.exp2(score * factor - (reference * factor)[:, None])
+    shrink = tl.exp2((top - reference) * factor)
+    total = total * shrink + tl.sum(weight, 1)
+    weight = (weight * dropped).to(v_tile.dtype)
+    return total, raised, tl.dot(weight, v_tile, values * shrink[:, None], input_precision=PRECISION)
+
+
+@triton.jit
+def _join_band(
+    state, rows, queries, k, v, keys, band, key_step, dims, padding, scoring, dropout,
+    HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    key, k_tile, v_tile = band_keys(k, v, keys, band, key_step, dims, HEAD_DIM, MASKED)
+    score, _, _ = band_scores(
+        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring,
+        PLAIN, PRECISION, MASKED,
+    )  # fmt: skip
+    dropped = factors(dropout, queries, key[None, :])
+    return _join(state, score, v_tile, dropped, unit(scoring, PLAIN) * LOG2E, PRECISION)
+
+
+@triton.jit(do_not_specialize=["queries", "keys", "left", "right", "count", "blocks", "parts"])
+def forward(
+    q, k, v, out, lse, positions, left, right, dilations, columns, count, padding, bias, dropout,
+    heads, kv_heads, queries, keys, blocks, parts, scale, softcap,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    COLUMNS: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, BAND: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Out and lse of the part `program_id(1)` of the keys.
+
+    Args:
+        q, k, v: views [B, H, N, D], [B, Hkv, M, D].
+        out, lse: view [parts * B, H, N, D], and float32 [parts * B, H, N].
+        positions: int32 [B, N] of the queries; None where they are the last N of the M positions.
+        left, right, dilations: the band, in steps <= M; int32 [H] or None for 1; meaningless without BAND.
+        columns, count: global columns and their number, or None.
+        padding, dropout: or None. `bias`: view [B, H, N, taps], or None.
+        heads, kv_heads, queries, keys: H, Hkv, N, M.
+        blocks: of queries, of one pack of heads; program_id(0) counts them, then packs, then examples.
+        PLAIN: scores need no more than the scale, which is positive.
+        CAUSAL: a query sees a column only if it is not ahead.
+    """
+    packs = heads // PACK
+    block, pack = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    part, batch, first_head = tl.program_id(1), pack // packs, pack % packs * PACK
+    band = None
+    dilation = 1
+    if BAND:
+        band = band_of(left, right, dilations, first_head)
+        dilation = band.dilation
+    start, begin = block_of(block, queries, dilation, ROWS // PACK)
+    class_count = class_length(queries, start, dilation)
+    if (start >= dilation) | (begin >= class_count):
+        return
+    here, first, last, residue = queries_of(
+        batch, first_head, begin, start, class_count, dilation, positions, queries, keys, ROWS, PACK
+    )
+    rows_here = across(here)
+    length = class_length(keys, residue, dilation)
+    there = Keys(batch, first_head // (heads // kv_heads), residue, length, keys)
+    scoring = Scoring(scale, softcap, bias)
+    dims = tl.arange(0, DIMS)
+    lanes = tl.arange(0, KEYS)
+
+    rows = read(q, rows_at(q, batch, here.head, here.index), here.inside, dims, HEAD_DIM, True)
+    total = tl.zeros([ROWS], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    values = tl.zeros([ROWS, DIMS], tl.float32)
+
+    if BAND:
+        low, high, holes = unpadded(padding, batch, residue, dilation, length)
+        low, high, inner, outer = span(first, last, left, right, low, high, KEYS)
+        low, high, inner, outer = part_of(low, high, inner, outer, part, parts, KEYS)
+        outer = tl.where(holes, inner, outer)
+        for at in tl.range(inner, outer, KEYS):
+            total, top, values = _join_band(
+                (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
+                dropout, HEAD_DIM, PLAIN, PRECISION, False,
+            )  # fmt: skip
+        for tile in tl.range(0, edges(low, high, inner, outer, KEYS)):
+            at = edge(tile, low, inner, outer, KEYS)
+            total, top, values = _join_band(
+                (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
+                dropout, HEAD_DIM, PLAIN, PRECISION, True,
+            )  # fmt: skip
+    if columns is not None:
+        for at in tl.range(0, tl.where(part == 0, count, 0), COLUMNS):
+            slot = at + tl.arange(0, COLUMNS)
+            key, valid, k_tile, v_tile = column_keys(k, v, there, columns, count, slot, dims, HEAD_DIM)
+            score, _ = column_scores(
+                rows, k_tile, rows_here, key[None, :], valid[None, :], band, scoring, PLAIN, PRECISION, CAUSAL
+            )
+            dropped = factors(dropout, rows_here, key[None, :])
+            total, top, values = _join(
+                (total, top, values), score, v_tile, dropped, unit(scoring, PLAIN) * LOG2E, PRECISION
+            )
+
+    safe = tl.where(total == 0, 1.0, total)
+    example = part * (tl.num_programs(0) // blocks // packs) + batch
+    target = rows_at(out, example, here.head, here.index)
+    write(out, target, here.inside, dims, values / safe[:, None], HEAD_DIM)
+    row = (example.to(tl.int64) * heads + here.head) * queries + here.index
+    tl.store(lse + row, top * unit(scoring, PLAIN) + tl.log(safe), mask=here.inside)
+
+
+@triton.jit(do_not_specialize=["heads", "queries", "rows", "parts"])
+def combine(
+    partial, partial_lse, out, lse, heads, queries, rows, parts,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Join `parts` <= PARTS softmaxes over disjoint keys, one row of out a program.
+
+    partial [parts, rows, HEAD_DIM] and partial_lse [parts, rows] are contiguous and float32, lse [rows] as
+    well, out is a view [B, H, N, D]. A part that saw nothing has lse -inf and weighs 0.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    dims = tl.arange(0, DIMS)
+    at = part.to(tl.int64) * rows + row
+    found = tl.load(partial_lse + at, mask=part < parts, other=float("-inf"))
+    top = tl.max(found)
+    reference = tl.where(top == float("-inf"), 0.0, top)
+    share = tl.exp2((found - reference) * LOG2E)
+    total = tl.sum(share)
+    safe = tl.where(total == 0, 1.0, total)
+    mask = (part < parts)[:, None] & (dims < HEAD_DIM)[None, :]
+    values = tl.load(partial + at[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
+    joined = tl.sum(values * (share / safe)[:, None], 0)
+    target = rows_at(out, row // queries // heads, row // queries % heads, row % queries)
+    tl.store(target + dims * out.stride[3], joined.to(out.ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+    tl.store(lse + row, top + tl.log(safe))

@@ -1,0 +1,108 @@
+"""Tiles of keys, and the scores of queries with them: in the band, and with global columns.
+
+A tile of scores is [queries, keys] or transposed: queries and keys come as [R, 1] and [1, K], or as [1, R] and
+[K, 1]. What is invisible scores -inf.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lf_backend.backends.triton.tiles import in_band, keep, read, rows_at, scores
+
+
+@triton.jit
+def band_keys(k, v, keys, band, key_step, dims, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
+    """Positions of keys at `key_step`, and their tiles of k and v."""
+    key = keys.residue + key_step * band.dilation
+    inside = key_step < keys.length
+    k_tile = read(k, rows_at(k, keys.batch, keys.head, key), inside, dims, HEAD_DIM, MASKED)
+    v_tile = read(v, rows_at(v, keys.batch, keys.head, key), inside, dims, HEAD_DIM, MASKED)
+    return key, k_tile, v_tile
+
+
+@triton.jit
+def column_keys(k, v, keys, columns, count, slot, dims, HEAD_DIM: tl.constexpr):
+    """Positions of the global columns in `slot`, which of them there are, and their tiles of k and v."""
+    at = keys.batch * count + slot
+    valid = tl.load(columns.valid + at, mask=slot < count, other=0) != 0
+    key = tl.load(columns.positions + at, mask=valid, other=0)
+    k_tile = read(k, rows_at(k, keys.batch, keys.head, key), valid, dims, HEAD_DIM, True)
+    v_tile = read(v, rows_at(v, keys.batch, keys.head, key), valid, dims, HEAD_DIM, True)
+    return key, valid, k_tile, v_tile
+
+
+@triton.jit
+def band_scores(
+    rows, columns, queries, key_step, key, keys, band, padding, scoring,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Scores of rows @ columns.T, tanh(score / softcap), and what is seen; without MASKED, everything is.
+
+    Rows of no query have scores unless there is a bias or a mask.
+    """
+    score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
+    seen = queries.inside
+    if MASKED or scoring.bias is not None:
+        tap = key_step - queries.step + band.left
+        exists = key_step < keys.length
+        seen = seen & (tap >= 0) & (tap <= band.left + band.right) & exists
+        if padding is not None:
+            at = padding.mask + keys.batch.to(tl.int64) * keys.total + key
+            seen = seen & (tl.load(at, mask=exists, other=1) == 0)
+        if scoring.bias is not None:
+            score += _bias(scoring, queries, tap, seen)
+        score = tl.where(seen, score, float("-inf"))
+    return score, capped, seen
+
+
+@triton.jit
+def column_scores(
+    rows, columns, queries, key, valid, band, scoring,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """Scores and tanh(score / softcap) of pairs that the band does not show as well."""
+    score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
+    seen = valid
+    if CAUSAL:
+        seen = seen & (key <= queries.position)
+    if band is not None:
+        seen = seen & ~in_band(key - queries.position, band)
+    return tl.where(seen, score, float("-inf")), capped
+
+
+@triton.jit
+def all_scores(
+    rows, columns, queries, key, valid, band, scoring,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """The same of all pairs with global columns, the band's included."""
+    score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
+    seen = valid & queries.inside
+    if CAUSAL:
+        seen = seen & (key <= queries.position)
+    if band is not None:
+        shown = valid & queries.inside & in_band(key - queries.position, band)
+        seen = seen | shown
+        if scoring.bias is not None:
+            tap = (key - queries.position) // band.dilation + band.left
+            score += _bias(scoring, queries, tap, shown)
+    return tl.where(seen, score, float("-inf")), capped
+
+
+@triton.jit
+def _bias(scoring, queries, tap, seen):
+    """The band bias where it is seen, else 0."""
+    at = rows_at(scoring.bias, queries.batch, queries.head, queries.index) + tap * scoring.bias.stride[3]
+    return tl.load(at, mask=seen, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def factors(dropout, queries, key):
+    """What dropout multiplies weights with."""
+    if dropout is None:
+        found = 1.0
+    else:
+        found = keep(dropout, queries.batch, queries.head, queries.position, key)
+    return found

@@ -1,0 +1,245 @@
+"""What the kernels share: where things lie in memory, which tiles meet, scores, dropped weights.
+
+A tile of scores is [queries, keys] or transposed. What varies over queries or keys comes as [R, 1] and
+[1, K], or [1, R] and [K, 1], so that one function serves both.
+
+Steps count in a residue class of the dilation, positions in the sequence; see `lf_backend/bands.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+class View(NamedTuple):
+    """A tensor as kernels take it."""
+
+    ptr: Any
+    stride: tuple[int, ...]
+
+
+class Padding(NamedTuple):
+    """Which keys are padded: `mask` int8 [B, M]. Of an example, `bounds` int32 [B, 3] holds the first key that
+    is not padded, the end of the last one, and whether there is padding between."""
+
+    mask: Any
+    bounds: Any
+
+
+class Columns(NamedTuple):
+    """Global columns: `positions` int32 and `valid` int8, both [B, count]."""
+
+    positions: Any
+    valid: Any
+
+
+class Dropout(NamedTuple):
+    """`starts` int32 [B] is `dropout.starts`; hashes below `threshold` are dropped, others count `factor`."""
+
+    starts: Any
+    threshold: int
+    factor: float
+
+
+class Scoring(NamedTuple):
+    """What makes a score: scale, softcap or None, view of the band bias or None."""
+
+    scale: float
+    softcap: Any
+    bias: Any
+
+
+class Band(NamedTuple):
+    """In a kernel, the band of a head: reach in steps, and the dilation."""
+
+    left: Any
+    right: Any
+    dilation: Any
+
+
+class Queries(NamedTuple):
+    """In a kernel, some queries of an example: vectors of head, index in q, step, position, existence."""
+
+    batch: Any
+    head: Any
+    index: Any
+    step: Any
+    position: Any
+    inside: Any
+
+
+class Keys(NamedTuple):
+    """In a kernel, the keys that a program reads: those of a head, in a residue class of `length` steps."""
+
+    batch: Any
+    head: Any
+    residue: Any
+    length: Any
+    total: Any
+
+
+@triton.jit
+def rows_at(x, batch, head, index):
+    """Where the rows x[batch, head, index] begin; in 64 bits, as tensors may hold more than 2^31 elements."""
+    plane = x.ptr + batch.to(tl.int64) * x.stride[0] + head.to(tl.int64) * x.stride[1]
+    return plane + index.to(tl.int64) * x.stride[2]
+
+
+@triton.jit
+def read(x, at, inside, dims, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
+    """Rows [R, dims] that begin at `at`; 0 beyond the head dimension and, if MASKED, where not inside."""
+    pointers = at[:, None] + dims[None, :] * x.stride[3]
+    if MASKED and dims.shape[0] == HEAD_DIM:
+        tile = tl.load(pointers, mask=inside[:, None], other=0.0)
+    elif MASKED:
+        tile = tl.load(pointers, mask=inside[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+    elif dims.shape[0] == HEAD_DIM:
+        tile = tl.load(pointers)
+    else:
+        tile = tl.load(pointers, mask=(dims < HEAD_DIM)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def write(x, at, inside, dims, tile, HEAD_DIM: tl.constexpr):
+    """The way back of `read`, rounded to the dtype of x."""
+    mask = inside[:, None] & (dims < HEAD_DIM)[None, :]
+    tl.store(at[:, None] + dims[None, :] * x.stride[3], tile.to(x.ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def band_of(left, right, dilations, head):
+    """The band of a head; without dilations all are 1."""
+    if dilations is None:
+        dilation = 1
+    else:
+        dilation = tl.load(dilations + head)
+    return Band(left, right, dilation)
+
+
+@triton.jit
+def block_of(block, length, dilation, SIZE: tl.constexpr):
+    """A block of up to SIZE of the positions residue, residue + dilation, ...: residue, and first step."""
+    blocks = tl.cdiv(tl.cdiv(length, dilation), SIZE)
+    return block // blocks, block % blocks * SIZE
+
+
+@triton.jit
+def class_length(length, residue, dilation):
+    """How many positions below `length` are residue, residue + dilation, ...; `bands.class_length`."""
+    return tl.cdiv(tl.maximum(length - residue, 0), dilation)
+
+
+@triton.jit
+def span(first, last, before, after, low, high, TILE: tl.constexpr):
+    """What any of first..last meets, as [start, stop); of its tiles, [inner, outer) meet all of them.
+
+    This is `bands.Band.key_range` where before and after are left and right, else `query_range`.
+    """
+    start = tl.maximum(first - before, low)
+    stop = tl.maximum(tl.minimum(last + after + 1, high), start)
+    inner = start + tl.cdiv(tl.maximum(last - before - start, 0), TILE) * TILE
+    inner = tl.minimum(inner, start + tl.cdiv(stop - start, TILE) * TILE)
+    outer = start + tl.maximum(tl.minimum(first + after + 1, stop) - start, 0) // TILE * TILE
+    return start, stop, inner, tl.maximum(outer, inner)
+
+
+@triton.jit
+def part_of(start, stop, inner, outer, part, parts, TILE: tl.constexpr):
+    """The part-th of equal parts of a span, in whole tiles."""
+    size = tl.cdiv(tl.cdiv(stop - start, TILE), parts) * TILE
+    low = tl.minimum(start + part * size, stop)
+    high = tl.minimum(low + size, stop)
+    inner = tl.minimum(tl.maximum(inner, low), low + tl.cdiv(high - low, TILE) * TILE)
+    outer = tl.minimum(outer, low + (high - low) // TILE * TILE)
+    return low, high, inner, tl.maximum(outer, inner)
+
+
+@triton.jit
+def edges(start, stop, inner, outer, TILE: tl.constexpr):
+    """Number of tiles of [start, stop) on either side of [inner, outer)."""
+    return (inner - start) // TILE + tl.cdiv(tl.maximum(stop - outer, 0), TILE)
+
+
+@triton.jit
+def edge(tile, start, inner, outer, TILE: tl.constexpr):
+    """Where the tile-th of those begins."""
+    at = start + tile * TILE
+    return tl.where(at < inner, at, at - inner + outer)
+
+
+@triton.jit
+def unpadded(padding, batch, residue, dilation, length):
+    """Steps [low, high) of a residue class with all keys that are not padded, and whether some are between."""
+    if padding is None:
+        low, high, holes = 0, length, False
+    else:
+        bounds = padding.bounds + batch * 3
+        low = class_length(tl.load(bounds), residue, dilation)
+        high = tl.minimum(class_length(tl.load(bounds + 1), residue, dilation), length)
+        holes = tl.load(bounds + 2) != 0
+    return low, high, holes
+
+
+@triton.jit
+def in_band(distance, band):
+    """Whether a pair at the distance key - query, in positions, is in the band."""
+    reached = (distance >= -band.left * band.dilation) & (distance <= band.right * band.dilation)
+    return reached & (distance % band.dilation == 0)
+
+
+@triton.jit
+def tanh(x):
+    """From the exponential of a negative number, and as a series where that would cancel."""
+    square = x * x
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 - square * (17 / 315))))
+    small = tl.exp2(tl.abs(x) * (-2 * LOG2E))
+    ratio = (1 - small) / (1 + small)
+    return tl.where(square < 0.01, series, tl.where(x < 0, -ratio, ratio))
+
+
+@triton.jit
+def scores(rows, columns, scoring, PLAIN: tl.constexpr, PRECISION: tl.constexpr):
+    """rows @ columns.T, in float32, and tanh(score / softcap). PLAIN leaves the scale to `unit`."""
+    found = tl.dot(rows, tl.trans(columns), input_precision=PRECISION)
+    capped = found
+    if not PLAIN:
+        found = found * scoring.scale
+        if scoring.softcap is not None:
+            capped = tanh(found / scoring.softcap)
+            found = capped * scoring.softcap
+    return found, capped
+
+
+@triton.jit
+def unit(scoring, PLAIN: tl.constexpr):
+    """What makes a score of `scores` a natural one."""
+    if PLAIN:
+        found = scoring.scale
+    else:
+        found = 1.0
+    return found
+
+
+@triton.jit
+def mix(x):
+    """MurmurHash3's fmix32 on uint32; `dropout._mix`."""
+    x = x ^ (x >> 16)
+    x = x * 0x85EBCA6B
+    x = x ^ (x >> 13)
+    x = x * 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def keep(dropout, batch, head, query, key):
+    """`dropout.keep` of positions: 0 where dropped, else 1 / (1 - p)."""
+    start = tl.load(dropout.starts + batch).to(tl.uint32, bitcast=True)
+    row = mix(mix(start ^ head.to(tl.uint32)) ^ query.to(tl.uint32))
+    hashed = mix(row ^ mix(key.to(tl.uint32)))
+    return tl.where(hashed.to(tl.int32, bitcast=True) >= dropout.threshold, dropout.factor, 0.0)
