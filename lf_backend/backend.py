@@ -52,8 +52,8 @@ class Call:
         softcap: cap * tanh(score / cap) after scaling, or None.
         dropout_p: probability of dropping a weight, with `dropout.keep` as the only source.
         seed: int64 tensor of one element, None without dropout.
-        positions: int64 [B, N], of the queries; None for the last N positions. Comes only to a backend with
-            the feature LISTED_QUERIES, with one undilated band and without columns or band bias.
+        positions: int64 [B, N], of the queries; None for the last N positions. Comes only to a backend that
+            says `listed_queries`, with one undilated band and without columns or band bias.
     """
 
     q: Tensor
@@ -99,6 +99,8 @@ class Capabilities:
         devices: device types, or None for any that torch has.
         max_head_dim: largest D, or None for no limit.
         packages: optional packages that must be installed.
+        listed_queries: takes calls with `positions`; then rows of global tokens come to it as such calls,
+            and are not computed by dense products above it.
     """
 
     features: frozenset[Feature]
@@ -106,6 +108,7 @@ class Capabilities:
     devices: frozenset[str] | None = None
     max_head_dim: int | None = None
     packages: tuple[str, ...] = ()
+    listed_queries: bool = False
 
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:
         """All reasons against running `problem` on `machine`, with values wanted and got."""

@@ -7,14 +7,14 @@ projections of the paper (section 3.1, "linear projections for global attention"
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lf_backend import dense, dropout, taps
-from lf_backend.backend import Call, Columns, accumulation_dtype
-from lf_backend.bands import Lowered
+from lf_backend.backend import Backend, Call, Columns, accumulation_dtype
+from lf_backend.bands import EVERYTHING, PAST, Lowered
 
 TILE_BYTES = 8 << 20  # scores of one step; small enough for a CPU's cache, large enough for a GPU
 
@@ -59,6 +59,7 @@ class Rows:
         causal: a row sees only the past.
         q [B, H, N, D], k, v [B, Hkv, M, D]: what the rows are computed from.
         call: the local part of the same call.
+        backend: what computes the rows, as queries at listed positions; None for dense products, here.
     """
 
     index: Tensor
@@ -68,19 +69,25 @@ class Rows:
     k: Tensor
     v: Tensor
     call: Call
+    backend: Backend | None
 
     @classmethod
-    def of(cls, call: Call, own: tuple[Tensor, Tensor, Tensor] | None) -> Rows | None:
+    def of(cls, call: Call, own: tuple[Tensor, Tensor, Tensor] | None, backend: Backend) -> Rows | None:
         """The global rows of a call; `own` are the separate projections, if any."""
         if call.columns is None:
             return None
         index, valid, causal = call.columns
         if call.offset:
             index, valid = _among_queries(call.columns, call.offset, call.k.shape[2])
-        return cls(index, valid, causal, *(own or (call.q, call.k, call.v)), call)
+        able = backend.capabilities.listed_queries and call.band_bias is None
+        return cls(index, valid, causal, *(own or (call.q, call.k, call.v)), call, backend if able else None)
 
     def forward(self, out: Tensor, lse: Tensor) -> None:
         """Overwrite the rows of out [B, H, N, D] and lse [B, H, N]."""
+        if self.backend is not None:
+            for x, new in zip((out, lse), self.backend.forward(self._listed()), strict=True):
+                self._write(x, torch.where(self._shaped(self.valid, x), new.to(x.dtype), self._read(x)))
+            return
         for tile in self._tiles():
             rows, rows_lse = dense.forward(tile.area)
             tile.write(out, rows)
@@ -93,10 +100,8 @@ class Rows:
 
     def without(self, lse: Tensor) -> Tensor:
         """lse [B, H, N] with +inf in the rows, which the local part then leaves alone."""
-        heads = lse.shape[1]
-        index = self.index[:, None].expand(-1, heads, -1)
-        kept = lse.gather(2, index).masked_fill(self.valid[:, None], torch.inf)
-        return lse.scatter(2, index, kept)
+        kept = self._read(lse).masked_fill(self.valid[:, None], torch.inf)
+        return lse.scatter(2, self._places(lse), kept)
 
     def backward(
         self,
@@ -108,6 +113,13 @@ class Rows:
     ) -> None:
         """Add the rows' gradients to those of `q`, `k`, `v` and of the band bias."""
         grad_q, grad_k, grad_v = grads
+        if self.backend is not None:
+            safe = self._read(lse).masked_fill(~self.valid[:, None], torch.inf)
+            more = self.backend.backward(self._listed(), self._read(grad_out), self._read(delta), safe)
+            self._write(grad_q, self._read(grad_q) + more.q)
+            grad_k += more.k
+            grad_v += more.v
+            return
         for tile in self._tiles():
             safe = tile.read(lse).masked_fill(~tile.valid, torch.inf)
             found = dense.backward(tile.area, tile.read(grad_out), tile.read(delta), safe)
@@ -120,6 +132,29 @@ class Rows:
                 width = grad_bias.shape[-1]
                 values = taps.collect(found.scores, band.of_heads(tile.heads), tile.queries, width)
                 grad_bias[own, tile.heads].index_add_(1, tile.rows, values.to(grad_bias.dtype))
+
+    def _listed(self) -> Call:
+        """The rows as a call of their own."""
+        lowered = Lowered((PAST if self.causal else EVERYTHING,), (), False, ())
+        return replace(
+            self.call, q=self._read(self.q), k=self.k, v=self.v, lowered=lowered, columns=None,
+            positions=self.index + self.call.offset,
+        )  # fmt: skip
+
+    def _shaped(self, x: Tensor, like: Tensor) -> Tensor:
+        """x [B, R] as it meets the rows of `like` [B, H, N, ...]."""
+        return x.view(len(x), 1, -1, *(1,) * (like.ndim - 3))
+
+    def _places(self, x: Tensor) -> Tensor:
+        return self._shaped(self.index, x).expand(-1, x.shape[1], -1, *x.shape[3:])
+
+    def _read(self, x: Tensor) -> Tensor:
+        """The rows [B, H, R, ...] of x [B, H, N, ...]."""
+        return x.gather(2, self._places(x))
+
+    def _write(self, x: Tensor, new: Tensor) -> None:
+        """Overwrite the rows of x."""
+        x.scatter_(2, self._places(x), new)
 
     def _tiles(self) -> Iterator[_Tile]:
         """All rows, a few heads and rows at a time so that scores stay small."""

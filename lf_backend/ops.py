@@ -125,7 +125,8 @@ class Arguments:
         own = None
         if self.global_q is not None and self.global_k is not None and self.global_v is not None:
             own = self._without_padding(self.global_q, self.global_k, self.global_v)
-        return chosen(self.selection()), call, Rows.of(call, own)
+        backend = chosen(self.selection())
+        return backend, call, Rows.of(call, own, backend)
 
     def query_padding(self) -> Tensor | None:
         """Bool [B, 1, N], True where the query is padded."""

@@ -1,7 +1,7 @@
 """Triton kernels for CUDA and ROCm: bands, dilation and global columns in one softmax, forward and backward.
 
-A dilated band is a plain one in a residue class, so dilation is a stride of the loads and costs no work. Tiles
-of keys that all queries of a block see run without masks.
+A dilated band is a plain one in a residue class, so dilation is a stride of the loads and costs no work.
+Tiles of keys that all queries of a block see run without masks.
 
     backend.py    what it can run
     launch.py     from a call to launches

@@ -23,6 +23,7 @@ class Triton(Backend):
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
         max_head_dim=256,
         packages=("triton",),
+        listed_queries=True,
     )
 
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:
@@ -41,11 +42,11 @@ class Triton(Backend):
         return found
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        from lf_backend.backends.triton import launch
+        from lf_backend.backends.triton import device, launch
 
-        return launch.forward(call)
+        return launch.forward(call, device.Device.of(call.q.device))
 
     def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
-        from lf_backend.backends.triton import launch
+        from lf_backend.backends.triton import device, launch
 
-        return launch.backward(call, grad_out, delta, lse)
+        return launch.backward(call, device.Device.of(call.q.device), grad_out, delta, lse)

@@ -13,11 +13,30 @@ import triton.language as tl
 
 from lf_backend.backends.triton.forward import across, queries_of
 from lf_backend.backends.triton.pairs import (
-    all_scores, band_keys, band_scores, column_keys, column_scores, factors,
+    all_scores,
+    band_keys,
+    band_scores,
+    column_keys,
+    column_scores,
+    factors,
 )  # fmt: skip
 from lf_backend.backends.triton.tiles import (
-    LOG2E, Keys, Queries, Scoring, band_of, block_of, class_length, edge, edges, part_of, read, rows_at, span,
-    unit, unpadded, write,
+    LOG2E,
+    Keys,
+    Queries,
+    Scoring,
+    band_of,
+    block_of,
+    class_length,
+    edge,
+    edges,
+    part_of,
+    read,
+    rows_at,
+    span,
+    unit,
+    unpadded,
+    write,
 )  # fmt: skip
 
 
@@ -246,9 +265,7 @@ def grad_keys(
     for member in tl.range(0, group):
         head = own * group + member
         for at in tl.range(inner, outer, ROWS):
-            here = _listed(
-                batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys
-            )
+            here = _listed(batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys)
             grad_of_k, grad_of_v = _band_to_keys(
                 (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
                 key_step, key, there, band, dims, padding, scoring, dropout,
@@ -256,9 +273,7 @@ def grad_keys(
             )  # fmt: skip
         for tile in tl.range(0, edges(low, high, inner, outer, ROWS)):
             at = edge(tile, low, inner, outer, ROWS)
-            here = _listed(
-                batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys
-            )
+            here = _listed(batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys)
             grad_of_k, grad_of_v = _band_to_keys(
                 (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
                 key_step, key, there, band, dims, padding, scoring, dropout,
@@ -308,7 +323,9 @@ def grad_columns(
             position = keys - queries + index
             here = Queries(batch, head, index, position, position, index < stop)
             q_tile = read(q, rows_at(q, batch, head, index), here.inside, dims, HEAD_DIM, True)
-            upstream = read(grad_out, rows_at(grad_out, batch, head, index), here.inside, dims, HEAD_DIM, True)
+            upstream = read(
+                grad_out, rows_at(grad_out, batch, head, index), here.inside, dims, HEAD_DIM, True
+            )
             down = _down(here)
             own_lse = _rows_of(lse, heads, queries, down, float("inf"))
             own_delta = _rows_of(delta, heads, queries, down, 0.0)

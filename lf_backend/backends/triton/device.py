@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 from triton import knobs
+
+from lf_backend.backends.triton.tuning import Tiles, Wanted, tiles
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,17 @@ class Device:
         """The device of a tensor; TRITON_INTERPRET makes it the interpreter."""
         return _device(device.type, device.index)
 
-    @property
-    def interpreted(self) -> bool:
-        return self.index is None
+    def tiles(self, wanted: Wanted) -> Tiles:
+        """Sizes for a kernel; see `tuning`."""
+        return tiles(self.arch, wanted)
 
-    def current(self) -> AbstractContextManager[object]:
-        """Kernels run on torch's current device: within the block that is this one."""
-        return nullcontext() if self.index is None else torch.cuda.device(self.index)
+    def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
+        """Run a kernel here, on the current stream."""
+        if self.index is None:
+            kernel[grid](**arguments)
+        else:
+            with torch.cuda.device(self.index):  # a kernel runs on the current device, whatever its tensors
+                kernel[grid](**arguments, num_warps=size.warps, num_stages=size.stages)
 
 
 @lru_cache(maxsize=64)

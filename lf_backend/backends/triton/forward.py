@@ -14,8 +14,22 @@ import triton.language as tl
 
 from lf_backend.backends.triton.pairs import band_keys, band_scores, column_keys, column_scores, factors
 from lf_backend.backends.triton.tiles import (
-    LOG2E, Keys, Queries, Scoring, band_of, block_of, class_length, edge, edges, part_of, read, rows_at, span,
-    unit, unpadded, write,
+    LOG2E,
+    Keys,
+    Queries,
+    Scoring,
+    band_of,
+    block_of,
+    class_length,
+    edge,
+    edges,
+    part_of,
+    read,
+    rows_at,
+    span,
+    unit,
+    unpadded,
+    write,
 )  # fmt: skip
 
 

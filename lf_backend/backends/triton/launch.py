@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from lf_backend import dropout
@@ -15,15 +14,15 @@ from lf_backend.backends.triton import backward as backward_kernels
 from lf_backend.backends.triton import forward as forward_kernels
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tiles import Columns, Dropout, Padding, View
-from lf_backend.backends.triton.tuning import Tiles, tiles
+from lf_backend.backends.triton.tuning import Tiles, Wanted
 
 PACKED_ROWS = 64  # most rows, over all heads that share keys, of queries so few that one program takes them
 MOST_PARTS = 64
 
 
-def forward(call: Call) -> tuple[Tensor, Tensor]:
+def forward(call: Call, device: Device) -> tuple[Tensor, Tensor]:
     """Out [B, H, N, D] and lse [B, H, N]."""
-    plan = Plan(call)
+    plan = Plan(call, device)
     size = plan.tiles("forward")
     pack = plan.pack
     rows = plan.rows(size, pack)
@@ -36,26 +35,26 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     if parts > 1:
         partial = out.new_empty(parts * plan.batch, *out.shape[1:], dtype=torch.float32)
         partial_lse = partial.new_empty(partial.shape[:3])
-    plan.launch(
+    plan.device.launch(
         forward_kernels.forward, (programs, parts), size,
         **plan.arguments, out=view(partial), lse=partial_lse, positions=plan.positions,
         padding=plan.padding, blocks=blocks, parts=parts, PACK=pack, ROWS=rows, KEYS=size.keys,
-        **plan.column_arguments,
+        COLUMNS=plan.width(size), **plan.column_arguments,
     )  # fmt: skip
     if parts > 1:
         count = lse.numel()
-        plan.launch(
+        plan.device.launch(
             forward_kernels.combine, (count, 1), Tiles(1, 1, 1, 1),
             partial=partial, partial_lse=partial_lse, out=view(out), lse=lse, heads=plan.heads,
             queries=plan.queries, rows=count, parts=parts, HEAD_DIM=plan.head_dim, DIMS=plan.dims,
-            PARTS=triton.next_power_of_2(parts),
+            PARTS=_power(parts),
         )  # fmt: skip
     return out, lse
 
 
-def backward(call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+def backward(call: Call, device: Device, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
     """Gradients in the shapes and dtypes of the inputs."""
-    plan = Plan(call)
+    plan = Plan(call, device)
     upstream = {"grad_out": view(grad_out), "lse": lse.contiguous(), "delta": delta.contiguous()}
     grad_q, grad_bias = _grad_queries(plan, upstream)
     grad_k, grad_v = _grad_keys(plan, upstream)
@@ -76,11 +75,12 @@ def _grad_queries(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor 
     if call.band_bias is not None:
         shape = (plan.batch, *call.band_bias.shape[1:])
         grad_bias = torch.zeros(shape, dtype=torch.float32, device=grad.device)
-    plan.launch(
+    plan.device.launch(
         backward_kernels.grad_queries, (programs, parts), size,
         **plan.arguments, **upstream, grad_q=view(grad),
         grad_bias=None if grad_bias is None else view(grad_bias), positions=plan.positions,
-        padding=plan.padding, blocks=blocks, parts=parts, ROWS=rows, KEYS=size.keys, **plan.column_arguments,
+        padding=plan.padding, blocks=blocks, parts=parts, ROWS=rows, KEYS=size.keys,
+        COLUMNS=plan.width(size), **plan.column_arguments,
     )  # fmt: skip
     if parts > 1:
         grad = grad.view(parts, *call.q.shape).sum(0).to(call.q.dtype)
@@ -91,7 +91,7 @@ def _grad_queries(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor 
 
 
 def _grad_keys(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Of the band. Where heads that share keys differ in dilation, each has gradients that are then summed."""
+    """Of the band. Where heads that share keys differ in dilation, each has its own, to be summed."""
     call, size = plan.call, plan.tiles("grad_keys")
     if plan.band is None:
         return torch.zeros_like(call.k), torch.zeros_like(call.v)
@@ -100,7 +100,7 @@ def _grad_keys(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor]:
     dtype = call.k.dtype if plan.alike else torch.float32
     grad_k, grad_v = (torch.empty(shape, dtype=dtype, device=call.k.device) for _ in "kv")
     blocks = plan.blocks(plan.keys, size.keys)
-    plan.launch(
+    plan.device.launch(
         backward_kernels.grad_keys, (blocks * shape[1] * plan.batch, 1), size,
         **plan.arguments, **upstream, grad_k=view(grad_k), grad_v=view(grad_v),
         positions=plan.positions, padding=plan.padding, blocks=blocks, group=group, ROWS=size.rows,
@@ -117,16 +117,16 @@ def _grad_columns(plan: Plan, upstream: dict[str, Any], grad_k: Tensor, grad_v: 
     columns, size = plan.call.columns, plan.tiles("grad_columns")
     assert columns is not None, "asked only where there are columns"
     count = columns.positions.shape[1]
-    width = plan.column_arguments["COLUMNS"]
-    slots = -(-count // width)
+    width = plan.width(size)
+    slots = _over(count, width)
     programs = slots * plan.kv_heads * plan.batch
-    parts = max(1, min(2 * plan.device.processors // programs, -(-plan.queries // size.rows), MOST_PARTS))
+    parts = max(1, min(2 * plan.device.processors // programs, _over(plan.queries, size.rows), MOST_PARTS))
     shape = (parts * plan.batch, plan.kv_heads, count, plan.head_dim)
     found = [torch.empty(shape, dtype=torch.float32, device=grad_k.device) for _ in "kv"]
-    plan.launch(
+    plan.device.launch(
         backward_kernels.grad_columns, (programs, parts), size,
         **plan.arguments, **upstream, grad_k=view(found[0]), grad_v=view(found[1]), slots=slots,
-        parts=parts, ROWS=size.rows, **plan.column_arguments,
+        parts=parts, ROWS=size.rows, COLUMNS=width, **plan.column_arguments,
     )  # fmt: skip
     at = columns.positions[:, None, :, None].expand(-1, *grad_k.shape[1:2], -1, grad_k.shape[3])
     for grad, parted in zip((grad_k, grad_v), found, strict=True):
@@ -135,8 +135,9 @@ def _grad_columns(plan: Plan, upstream: dict[str, Any], grad_k: Tensor, grad_v: 
 
 
 def view(x: Tensor) -> View:
-    """The tensor with its strides."""
-    return View(x, x.stride())
+    """A tensor [B, H, N, D] with its strides."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape[2:], x.stride()[2:], strict=True))
+    return View(x, x.stride(), 1 if last >= 2**31 else None)
 
 
 class Plan:
@@ -150,18 +151,21 @@ class Plan:
         positions: int32 [B, N], of queries that are not the last N of the keys.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, device: Device) -> None:
         self.call = call
-        self.device = Device.of(call.q.device)
+        self.device = device
         self.batch, self.heads, self.queries, self.head_dim = call.q.shape
         self.kv_heads, self.keys = call.k.shape[1:3]
         self.group = self.heads // self.kv_heads
-        self.dims = max(16, triton.next_power_of_2(self.head_dim))
+        self.dims = max(16, _power(self.head_dim))
         self.band = call.lowered.bands[0] if call.lowered.bands else None
         self.dilations = self.band.dilations if self.band else (1,)
-        self.reach = (0, 0) if self.band is None else tuple(
-            self.keys if reach is None else min(reach, self.keys) for reach in (self.band.left, self.band.right)
-        )
+        self.reach = (0, 0)
+        if self.band is not None:
+            left, right = self.band.left, self.band.right
+            self.reach = (self._within(left), self._within(right))
+        if min(self.dilations) >= self.keys and call.band_bias is None:  # a query sees itself at most
+            self.dilations, self.reach = (1,), (0, 0)
         self.alike = len(set(self.dilations)) == 1 or all(
             len(set(self.dilations[at : at + self.group])) == 1 for at in range(0, self.heads, self.group)
         )
@@ -180,12 +184,14 @@ class Plan:
 
     def tiles(self, kernel: str) -> Tiles:
         """Sizes for a kernel on this device."""
-        return tiles(kernel, self.device.arch, self.dims, self.call.q.element_size(), sum(self.reach))
+        call = self.call
+        extras = bool(call.softcap is not None or call.band_bias is not None or call.dropout_p)
+        return self.device.tiles(Wanted(kernel, self.dims, call.q.element_size(), sum(self.reach), extras))
 
     @property
     def most_in_class(self) -> int:
         """Queries of the largest residue class."""
-        return -(-self.queries // min(self.dilations))
+        return _over(self.queries, min(self.dilations))
 
     @property
     def pack(self) -> int:
@@ -195,12 +201,15 @@ class Plan:
 
     def rows(self, size: Tiles, pack: int) -> int:
         """Rows of a program, no more than there are: a power of two from 16, as products want."""
-        return max(16, min(size.rows, triton.next_power_of_2(self.most_in_class * pack)), _power(pack))
+        return max(16, min(size.rows, _power(self.most_in_class * pack)), _power(pack))
+
+    def width(self, size: Tiles) -> int:
+        """Global columns of one tile: all, if they are no more than keys of one tile of the band."""
+        return max(16, min(_power(self.column_arguments["count"]), size.keys))
 
     def blocks(self, length: int, size: int) -> int:
         """Blocks that any head has at most: residue classes times blocks of a class."""
-        counts = (min(d, length) * -(-(-(-length // d)) // size) for d in set(self.dilations))
-        return max(counts)
+        return max(min(d, length) * _over(_over(length, d), size) for d in set(self.dilations))
 
     def parts(self, programs: int, tile: int) -> int:
         """Programs that share the keys of one block, so that few queries keep the device busy."""
@@ -209,11 +218,8 @@ class Plan:
         seen = min(sum(self.reach) + 1, self.keys)
         return max(1, min(2 * self.device.processors // programs, seen // (2 * tile), MOST_PARTS))
 
-    def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
-        """On the device of the call and its current stream."""
-        options = {} if self.device.interpreted else {"num_warps": size.warps, "num_stages": size.stages}
-        with self.device.current():
-            kernel[grid](**arguments, **options)
+    def _within(self, reach: int | None) -> int:
+        return self.keys if reach is None else min(reach, self.keys)
 
     def _dilations(self) -> Tensor | None:
         if set(self.dilations) == {1}:
@@ -236,13 +242,13 @@ class Plan:
     def _columns(self) -> dict[str, Any]:
         columns = self.call.columns
         found: dict[str, Any] = {
-            "columns": None, "count": 0, "COLUMNS": 16, "BAND": self.band is not None, "CAUSAL": False,
+            "columns": None, "count": 0, "BAND": self.band is not None, "CAUSAL": False,
         }  # fmt: skip
         if columns is not None:
             count = columns.positions.shape[1]
             positions, valid = columns.positions.to(torch.int32), columns.valid.to(torch.int8)
             found["columns"] = Columns(positions.contiguous(), valid.contiguous())
-            found.update(count=count, COLUMNS=min(64, max(16, _power(count))), CAUSAL=columns.causal)
+            found.update(count=count, CAUSAL=columns.causal)
         return found
 
 
@@ -269,5 +275,10 @@ def _precision(q: Tensor) -> str:
     return "ieee"
 
 
+def _over(length: int, size: int) -> int:
+    """How many tiles of a size a length takes."""
+    return -(-length // size)
+
+
 def _power(count: int) -> int:
-    return int(triton.next_power_of_2(count))
+    return 1 << max(count - 1, 0).bit_length()

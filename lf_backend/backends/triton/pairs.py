@@ -1,7 +1,7 @@
 """Tiles of keys, and the scores of queries with them: in the band, and with global columns.
 
-A tile of scores is [queries, keys] or transposed: queries and keys come as [R, 1] and [1, K], or as [1, R] and
-[K, 1]. What is invisible scores -inf.
+A tile of scores is [queries, keys] or transposed: queries and keys come as [R, 1] and [1, K], or as [1, R]
+and [K, 1]. What is invisible scores -inf.
 """
 
 from __future__ import annotations
@@ -101,8 +101,5 @@ def _bias(scoring, queries, tap, seen):
 @triton.jit
 def factors(dropout, queries, key):
     """What dropout multiplies weights with."""
-    if dropout is None:
-        found = 1.0
-    else:
-        found = keep(dropout, queries.batch, queries.head, queries.position, key)
+    found = 1.0 if dropout is None else keep(dropout, queries.batch, queries.head, queries.position, key)
     return found

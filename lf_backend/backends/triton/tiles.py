@@ -17,15 +17,16 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class View(NamedTuple):
-    """A tensor as kernels take it."""
+    """A tensor as kernels take it; `wide` is 1 if offsets in a plane x[batch, head] need 64 bits, or None."""
 
     ptr: Any
     stride: tuple[int, ...]
+    wide: Any
 
 
 class Padding(NamedTuple):
-    """Which keys are padded: `mask` int8 [B, M]. Of an example, `bounds` int32 [B, 3] holds the first key that
-    is not padded, the end of the last one, and whether there is padding between."""
+    """Padded keys, `mask` int8 [B, M]. Of an example, `bounds` int32 [B, 3] holds the first key that is not
+    padded, the end of the last one, and whether there is padding between."""
 
     mask: Any
     bounds: Any
@@ -85,15 +86,17 @@ class Keys(NamedTuple):
 
 @triton.jit
 def rows_at(x, batch, head, index):
-    """Where the rows x[batch, head, index] begin; in 64 bits, as tensors may hold more than 2^31 elements."""
+    """Where the rows x[batch, head, index] begin. Planes begin anywhere in 64 bits."""
     plane = x.ptr + batch.to(tl.int64) * x.stride[0] + head.to(tl.int64) * x.stride[1]
-    return plane + index.to(tl.int64) * x.stride[2]
+    if x.wide is not None:
+        index = index.to(tl.int64)
+    return plane + index * x.stride[2]
 
 
 @triton.jit
 def read(x, at, inside, dims, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
     """Rows [R, dims] that begin at `at`; 0 beyond the head dimension and, if MASKED, where not inside."""
-    pointers = at[:, None] + dims[None, :] * x.stride[3]
+    pointers = _pointers(x, at, dims)
     if MASKED and dims.shape[0] == HEAD_DIM:
         tile = tl.load(pointers, mask=inside[:, None], other=0.0)
     elif MASKED:
@@ -109,16 +112,20 @@ def read(x, at, inside, dims, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
 def write(x, at, inside, dims, tile, HEAD_DIM: tl.constexpr):
     """The way back of `read`, rounded to the dtype of x."""
     mask = inside[:, None] & (dims < HEAD_DIM)[None, :]
-    tl.store(at[:, None] + dims[None, :] * x.stride[3], tile.to(x.ptr.dtype.element_ty), mask=mask)
+    tl.store(_pointers(x, at, dims), tile.to(x.ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _pointers(x, at, dims):
+    if x.wide is not None:
+        dims = dims.to(tl.int64)
+    return at[:, None] + dims[None, :] * x.stride[3]
 
 
 @triton.jit
 def band_of(left, right, dilations, head):
     """The band of a head; without dilations all are 1."""
-    if dilations is None:
-        dilation = 1
-    else:
-        dilation = tl.load(dilations + head)
+    dilation = 1 if dilations is None else tl.load(dilations + head)
     return Band(left, right, dilation)
 
 
@@ -175,7 +182,7 @@ def edge(tile, start, inner, outer, TILE: tl.constexpr):
 
 @triton.jit
 def unpadded(padding, batch, residue, dilation, length):
-    """Steps [low, high) of a residue class with all keys that are not padded, and whether some are between."""
+    """Steps [low, high) of a class that hold all keys that are not padded, and whether others are between."""
     if padding is None:
         low, high, holes = 0, length, False
     else:
@@ -219,10 +226,7 @@ def scores(rows, columns, scoring, PLAIN: tl.constexpr, PRECISION: tl.constexpr)
 @triton.jit
 def unit(scoring, PLAIN: tl.constexpr):
     """What makes a score of `scores` a natural one."""
-    if PLAIN:
-        found = scoring.scale
-    else:
-        found = 1.0
+    found = scoring.scale if PLAIN else 1.0
     return found
 
 

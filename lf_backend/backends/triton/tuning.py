@@ -1,7 +1,8 @@
 """Sizes of tiles as data: `tiles.json`, which `python -m benchmarks.tune` writes.
 
-A row holds for architecture (as Triton calls it; "any" for all others), kernel, head dimensions up to `dims`,
-elements of up to `bytes`, and windows of up to `reach` steps (left + right). The first that fits is used.
+A row holds for an architecture (as Triton calls it; "any" for all others), a kernel, head dimensions up to
+`dims`, elements of up to `bytes`, windows of up to `reach` steps (left + right), and calls with softcap, band
+bias or dropout only if `extras`. The first that fits is used.
 """
 
 from __future__ import annotations
@@ -21,6 +22,16 @@ class Tiles(NamedTuple):
     stages: int
 
 
+class Wanted(NamedTuple):
+    """What sizes are looked up for."""
+
+    kernel: str
+    dims: int
+    bytes: int
+    reach: int
+    extras: bool
+
+
 class Row(NamedTuple):
     """One row of the table; `origin` says how it was found."""
 
@@ -29,11 +40,14 @@ class Row(NamedTuple):
     dims: int
     bytes: int
     reach: int
+    extras: bool
     tiles: Tiles
     origin: str
 
-    def fits(self, kernel: str, dims: int, size: int, reach: int) -> bool:
-        return self.kernel == kernel and dims <= self.dims and size <= self.bytes and reach <= self.reach
+    def fits(self, wanted: Wanted) -> bool:
+        """Whether the row is for a call."""
+        below = wanted.dims <= self.dims and wanted.bytes <= self.bytes and wanted.reach <= self.reach
+        return self.kernel == wanted.kernel and below and wanted.extras <= self.extras
 
 
 @lru_cache(maxsize=1)
@@ -44,14 +58,14 @@ def table() -> tuple[Row, ...]:
 
 
 @lru_cache(maxsize=1024)
-def tiles(kernel: str, arch: int | str, dims: int, size: int, reach: int) -> Tiles:
-    """Sizes for a kernel, elements of `size` bytes, `reach` steps.
+def tiles(arch: int | str, wanted: Wanted) -> Tiles:
+    """Sizes for a kernel of a call.
 
     Raises:
         LookupError: the table has no row; the rows for "any" fit whatever the backend accepts.
     """
     for known in (arch, "any"):
         for row in table():
-            if row.arch == known and row.fits(kernel, dims, size, reach):
+            if row.arch == known and row.fits(wanted):
                 return row.tiles
-    raise LookupError(f"no tiles for {kernel}, head_dim {dims}, {size} bytes, reach {reach}")
+    raise LookupError(f"a row for {arch} or any that fits {wanted} wanted in tiles.json, found none")

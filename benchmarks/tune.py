@@ -1,0 +1,179 @@
+"""Find sizes of tiles for the Triton backend: writes rows of `lf_backend/backends/triton/tiles.json`.
+
+    python -m benchmarks.tune                          # on a GPU: measure, and keep the fastest for it
+    python -m benchmarks.tune --compile 80 90 gfx942   # anywhere: the first that fits all of these, as "any"
+
+Prints everything that is tried. Without a GPU the candidates' order is the only judge: large tiles first, as
+they visit fewer invisible pairs for each product, among those that spill no register and fit the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import lf_backend as lf
+from lf_backend.backend import Call, Columns
+from lf_backend.backends.triton import launch, tuning
+from lf_backend.backends.triton.ahead import SHARED_BYTES, Target, compiled
+from lf_backend.backends.triton.device import Device
+from lf_backend.backends.triton.tuning import Row, Tiles, Wanted
+from lf_backend.measure import interleaved
+
+TABLE = Path(tuning.__file__).with_name("tiles.json")
+ANY_REACH = 2**31 - 1
+DIMS = (64, 128, 256)
+REACHES = (128, 512, 2048)
+LENGTH = 16384
+_BY_QUERY = (
+    (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2),
+    (64, 64, 4, 2), (64, 32, 4, 2), (64, 32, 8, 1), (64, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1),
+    (16, 16, 4, 1), (16, 16, 8, 1),
+)  # fmt: skip
+CANDIDATES = {
+    "forward": _BY_QUERY,
+    "grad_queries": _BY_QUERY,
+    "grad_keys": (
+        (64, 128, 8, 2), (64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 1),
+        (32, 32, 4, 2), (32, 32, 8, 1), (32, 32, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1), (16, 16, 4, 1),
+        (16, 16, 8, 1),
+    ),
+    "grad_columns": (
+        (128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1),
+        (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compile", nargs="+", metavar="ARCH", help=f"any of {list(SHARED_BYTES)}")
+    parser.add_argument("--kernels", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    options = parser.parse_args()
+    console = Console(width=140, highlight=False)
+    if options.compile:
+        archs = [int(name) if name.isdecimal() else name for name in options.compile]
+        if unknown := [arch for arch in archs if arch not in SHARED_BYTES]:
+            parser.error(f"--compile: some of {list(SHARED_BYTES)} wanted, got {unknown}")
+        found = list(_by_compiling(archs, options.kernels, console))
+    elif torch.cuda.is_available():
+        found = list(_by_measuring(options.kernels, console))
+    else:
+        parser.error("a GPU wanted to measure on, found none; --compile works without")
+    _write(found)
+    console.print(f"{len(found)} rows written to {TABLE.name}")
+
+
+def example(dtype: torch.dtype, dims: int, reach: int, extras: bool, device: str, length: int) -> Call:
+    """A call with 64 global columns; with softcap, band bias, dropout and padding if `extras`."""
+    heads = 12
+    pattern = lf.Window(reach // 2, reach - reach // 2)
+    q, k, v = (torch.zeros(1, heads, length, dims, dtype=dtype, device=device).normal_() for _ in "qkv")
+    at = torch.arange(64, device=device)[None]
+    bias = q.new_zeros(1, heads, length, reach + 1) if extras else None
+    return Call(
+        q, k, v, pattern.lowered, Columns(at, at >= 0, False),
+        torch.zeros(1, length, dtype=torch.bool, device=device) if extras else None, bias,
+        dims**-0.5, 30.0 if extras else None, 0.1 if extras else 0.0,
+        torch.zeros(1, dtype=torch.int64, device=device) if extras else None,
+    )  # fmt: skip
+
+
+def _by_compiling(archs: list[int | str], kernels: list[str], console: Console) -> Iterator[Row]:
+    """The first candidates that every target takes, whatever a call asks for."""
+    arch = archs[0] if len(archs) == 1 else "any"
+    for dtype in (torch.bfloat16, torch.float32) if arch == "any" else (torch.bfloat16,):
+        for dims in DIMS:
+            for kernel in kernels:
+                wanted = Wanted(kernel, dims, dtype.itemsize, ANY_REACH, True)
+                call = example(dtype, dims, 512, True, "cpu", 1024)
+                for candidate in map(Tiles._make, CANDIDATES[kernel]):
+                    if all(_compiles(call, target, kernel, candidate, console) for target in archs):
+                        yield Row(arch, *wanted, candidate, "compiled for " + ", ".join(map(str, archs)))
+                        break
+                else:
+                    raise SystemExit(f"no candidate for {wanted} fits {archs}")
+
+
+def _compiles(call: Call, arch: int | str, kernel: str, candidate: Tiles, console: Console) -> bool:
+    found = compiled(call, Target.named(arch, {kernel: candidate}, kernel))[0]
+    fits = found.spills == 0 and found.shared <= SHARED_BYTES[arch]
+    console.print(f"{arch} {call.q.dtype} {call.q.shape[-1]} {found} {'fits' if fits else 'does not fit'}")
+    return fits
+
+
+def _by_measuring(kernels: list[str], console: Console) -> Iterator[Row]:
+    """The fastest candidates on the GPU at hand."""
+    device = Device.of(torch.device("cuda", torch.cuda.current_device()))
+    for dtype in (torch.bfloat16, torch.float32):
+        for dims in DIMS:
+            for reach in REACHES:
+                call = example(dtype, dims, reach, False, "cuda", LENGTH)
+                last = ANY_REACH if reach == REACHES[-1] else reach
+                for kernel in kernels:
+                    if best := _fastest(call, device, kernel, console):
+                        origin = f"measured on {torch.cuda.get_device_name()}"
+                        yield Row(device.arch, kernel, dims, dtype.itemsize, last, False, best, origin)
+
+
+def _fastest(call: Call, device: Device, kernel: str, console: Console) -> Tiles | None:
+    runs = {}
+    for candidate in map(Tiles._make, CANDIDATES[kernel]):
+        run = _run(call, _Only(device.arch, device.processors, device.index, kernel, candidate))
+        try:
+            run()
+        except Exception as error:  # too much shared memory has no one name in Triton's versions
+            console.print(f"{kernel} {candidate} cannot run: {type(error).__name__}: {str(error)[:100]}")
+        else:
+            runs[candidate] = run
+    times = interleaved({str(c): run for c, run in runs.items()}, repeats=20) if runs else {}
+    for candidate in runs:
+        time = times[str(candidate)].median * 1e3
+        console.print(f"{kernel} {call.q.dtype} {tuple(call.q.shape)} {candidate}: {time:.3f} ms")
+    return min(runs, key=lambda c: times[str(c)].median, default=None)
+
+
+@dataclass(frozen=True)
+class _Only(Device):
+    """A device that launches one kernel, with one candidate."""
+
+    kernel: str
+    candidate: Tiles
+
+    def tiles(self, wanted: Wanted) -> Tiles:
+        return self.candidate if wanted.kernel == self.kernel else super().tiles(wanted)
+
+    def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
+        if kernel.fn.__name__ == self.kernel:
+            super().launch(kernel, grid, size, **arguments)
+
+
+def _run(call: Call, device: _Only) -> Callable[[], object]:
+    if device.kernel == "forward":
+        return lambda: launch.forward(call, device)
+    lse = torch.zeros(call.q.shape[:3], device=call.q.device)
+    return lambda: launch.backward(call, device, call.q, lse, lse)
+
+
+def _write(found: list[Row]) -> None:
+    """New rows replace those for the same calls, and come before those for longer reaches."""
+    same = {row[:6] for row in found}
+    kept = [row for row in tuning.table() if row[:6] not in same]
+    rows = sorted(
+        [*kept, *found], key=lambda row: (str(row.arch), row.kernel, row.bytes, row.extras, row[2:5])
+    )
+    lines = ",\n".join("  " + json.dumps({**row._asdict(), "tiles": list(row.tiles)}) for row in rows)
+    TABLE.write_text(f"[\n{lines}\n]\n", "utf8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Kernels compiled for devices that are not here, and what they take: registers, shared memory, spills.
+
+Only what a launch would compile is compiled: `Target` is a `Device` that notes instead of running.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from lf_backend.backend import Call
+from lf_backend.backends.triton import launch
+from lf_backend.backends.triton.device import Device
+from lf_backend.backends.triton.tuning import Tiles, Wanted
+
+SHARED_BYTES: Mapping[int | str, int] = {  # of one program
+    80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10,
+}  # fmt: skip
+
+
+class Compiled(NamedTuple):
+    """One kernel for one target; shared memory and spills in bytes."""
+
+    kernel: str
+    tiles: Tiles
+    registers: int
+    spills: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class Target(Device):
+    """A device to compile for.
+
+    Attributes:
+        sizes: tiles of some kernels, instead of the table's.
+        only: kernels to compile, or all.
+        found: what was compiled.
+    """
+
+    sizes: Mapping[str, Tiles] = field(default_factory=dict)
+    only: frozenset[str] | None = None
+    found: list[Compiled] = field(default_factory=list)
+
+    @classmethod
+    def named(cls, arch: int | str, sizes: Mapping[str, Tiles] | None = None, *only: str) -> Target:
+        """A target by Triton's word for it: 80, 90, 100, "gfx942"."""
+        return cls(arch, 132, 0, sizes or {}, frozenset(only) or None)
+
+    def tiles(self, wanted: Wanted) -> Tiles:
+        return self.sizes.get(wanted.kernel) or super().tiles(wanted)
+
+    def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
+        name = kernel.fn.__name__
+        if self.only is not None and name not in self.only:
+            return
+        done = kernel.warmup(**arguments, grid=grid, num_warps=size.warps, num_stages=size.stages)
+        registers, spills = _usage(done.asm)
+        self.found.append(Compiled(name, size, registers, spills, done.metadata.shared))
+
+
+def compiled(call: Call, target: Target) -> list[Compiled]:
+    """All kernels of a call, forward and backward, for a target. Tensors may be on the CPU."""
+    with _pretend(target.arch):
+        launch.forward(call, target)
+        lse = torch.zeros(call.q.shape[:3])
+        launch.backward(call, target, torch.zeros_like(call.q), lse, lse)
+    return target.found
+
+
+@contextmanager
+def _pretend(arch: int | str) -> Iterator[None]:
+    """Triton takes the target for the device at hand."""
+    backend, warp = ("cuda", 32) if isinstance(arch, int) else ("hip", 64)
+    driver = triton.runtime.driver
+    before = driver._active
+    driver.set_active(_Driver(GPUTarget(backend, arch, warp)))
+    try:
+        yield
+    finally:
+        driver._active = before
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """As much of a Triton driver as compiling asks for."""
+
+    target: GPUTarget
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)  # kernels are cached by it
+
+    def get_current_stream(self, device: Any = None) -> int:
+        return 0
+
+
+def _usage(assembly: Mapping[str, Any]) -> tuple[int, int]:
+    """Registers of a thread and bytes it spills."""
+    if "amdgcn" in assembly:
+        text = assembly["amdgcn"]
+        words = {"registers": r"\.vgpr_count:\s*(\d+)", "spills": r"\.vgpr_spill_count:\s*(\d+)"}
+        registers, spilled = (int(re.findall(word, text)[0]) for word in words.values())
+        return registers, 4 * spilled
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(assembly["cubin"])
+        command = [str(tool), "--dump-resource-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
