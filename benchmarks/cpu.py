@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import lf_backend as lf
 from benchmarks import peers, record
+from benchmarks.record import Row
 from lf_backend.measure import Timing, interleaved, peak_bytes
 
 LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
 BASE = lf.conventions.huggingface(WINDOW)
 MATRIX = 2048
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -42,9 +41,9 @@ def main() -> None:
     for name in options.only or SECTIONS:
         found = list(SECTIONS[name](options.repeats))
         rows += [{"section": name, **row} for row in found]
-        console.print(_table(name, found))
+        console.print(record.table(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", found))
     if options.save:
-        console.print(f"saved {record.save(options.save, rows)}")
+        console.print(f"saved {record.save(record.RESULTS / f'{options.save}.json', rows)}")
 
 
 def attention(repeats: int) -> Iterator[Row]:
@@ -266,19 +265,6 @@ def _rows(work: str, times: Mapping[str, Timing], flops: float | None) -> Iterat
 
 def _times(time: Timing) -> Row:
     return {"ms": time.median * 1e3, "p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
-
-
-def _table(title: str, rows: list[Row]) -> Table:
-    doc = (SECTIONS[title].__doc__ or "").strip()
-    table = Table(title=f"{title}: {doc}", title_justify="left")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("work", "name") else "right")
-    for row in rows:
-        table.add_row(
-            *(f"{row[c]:.2f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns)
-        )
-    return table
 
 
 if __name__ == "__main__":

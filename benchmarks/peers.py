@@ -1,4 +1,4 @@
-"""What others run for the same work, on a CPU; each is a function of q, k, v [B, H, N, D]."""
+"""What others run for the same work; each is a function of q, k, v [B, H, N, D]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lf_backend.pattern import Window
+from lf_backend.pattern import Pattern, Window
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -42,11 +42,11 @@ def longformer_layer(window: int, heads: int, head_dim: int) -> nn.Module:
     return LongformerSelfAttention(config, 0)  # type: ignore[no-untyped-call]
 
 
-def layer_arguments(batch: int, length: int) -> dict[str, Any]:
+def layer_arguments(batch: int, length: int, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Of `longformer_layer`, for text without padding and without global tokens."""
-    nobody = torch.zeros(batch, length, dtype=torch.bool)
+    nobody = torch.zeros(batch, length, dtype=torch.bool, device=device)
     return {
-        "attention_mask": torch.zeros(batch, length),
+        "attention_mask": torch.zeros(batch, length, device=device),
         "is_index_masked": nobody,
         "is_index_global_attn": nobody,
         "is_global_attn": False,
@@ -61,13 +61,13 @@ def longformer_attention(window: int, heads: int, head_dim: int) -> Attention:
         layer.query, layer.key, layer.value = Split(q), Split(k), Split(v)
         batch, _, length, _ = q.shape
         hidden = q.new_empty(batch, length, heads * head_dim)
-        out: Tensor = layer(hidden, **layer_arguments(batch, length))[0]
+        out: Tensor = layer(hidden, **layer_arguments(batch, length, q.device))[0]
         return out.view(batch, length, heads, head_dim).transpose(1, 2)
 
     return attend
 
 
-def dense(pattern: Window, length: int) -> Attention:
+def dense(pattern: Pattern, length: int, device: torch.device | str = "cpu") -> Attention:
     """scaled_dot_product_attention without a mask: what a window must beat to be worth having."""
     return F.scaled_dot_product_attention
 
@@ -94,21 +94,47 @@ def blocked_sdpa(pattern: Window, length: int, rows: int = 256) -> Attention:
     return attend
 
 
-def flex(pattern: Window, length: int) -> Attention:
+def flex(pattern: Pattern, length: int, device: torch.device | str = "cpu") -> Attention:
     """Compiled FlexAttention with its block mask; compiles at the first call. No backward on a CPU."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    left, right = pattern.left, pattern.right
-    assert left is not None and right is not None, "a limited window"
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Any:
+        return pattern.sees(head, query, key)
 
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key >= query - left) & (key <= query + right)
-
-    mask = create_block_mask(visible, None, None, length, length, device="cpu")
+    mask = create_block_mask(visible, None, None, length, length, device=str(device))
     compiled = torch.compile(flex_attention)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = compiled(q, k, v, block_mask=mask)
+        out: Tensor = compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         return out
 
     return attend
+
+
+def flash(pattern: Pattern, length: int, device: torch.device | str = "cuda") -> Attention:
+    """FlashAttention-2's window by torch's own operator, on CUDA in half precision."""
+    (band,) = pattern.lowered.bands
+    assert band.left is not None and band.right is not None and band.dilations == (1,), "a limited window"
+    reach = (band.left, band.right)
+
+    class Flash(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            out, lse, seed, unused, _ = torch.ops.aten._flash_attention_forward(
+                q, k, v, None, None, q.shape[1], k.shape[1], 0.0, False, False,
+                window_size_left=reach[0], window_size_right=reach[1],
+            )  # fmt: skip
+            ctx.save_for_backward(q, k, v, out, lse, seed, unused)
+            return out.transpose(1, 2)  # type: ignore[no-any-return]
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            q, k, v, out, lse, seed, unused = ctx.saved_tensors
+            grads = torch.ops.aten._flash_attention_backward(
+                grad.transpose(1, 2), q, k, v, out, lse, None, None, q.shape[1], k.shape[1], 0.0, False,
+                seed, unused, window_size_left=reach[0], window_size_right=reach[1],
+            )  # fmt: skip
+            return tuple(x.transpose(1, 2) for x in grads)
+
+    return Flash.apply

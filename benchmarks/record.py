@@ -1,4 +1,4 @@
-"""Where a figure comes from: machine, versions and commit, kept with the raw results as JSON."""
+"""Figures as JSON, with the machine, versions and commit they come from, and as tables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 import lf_backend
 
+Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,12 +33,24 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows and environment to results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def save(path: Path, rows: list[Row]) -> Path:
+    """Write rows and environment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", "utf8")
     return path
+
+
+def table(title: str, rows: list[Row]) -> Table:
+    """Rows as people read them."""
+    found = Table(title=title, title_justify="left")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        found.add_column(column, justify="left" if column in ("work", "name") else "right")
+    for row in rows:
+        found.add_row(
+            *(f"{row[c]:.2f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns)
+        )
+    return found
 
 
 def _processor() -> str:

@@ -91,9 +91,7 @@ def test_dropout_drops_the_same_weights(seed: int) -> None:
     given = torch.tensor([seed])
     starts = dropout.starts(given, torch.arange(3))
     out = torch.empty(16, 32)
-    _keep[(1,)](
-        out, Dropout(starts, dropout.threshold(0.3), 1 / 0.7), torch.tensor(2), torch.tensor(1), 70, 9
-    )
+    _keep[(1,)](out, Dropout(starts, dropout.threshold(0.3), 1 / 0.7), 2, 1, 70, 9)
     queries, keys = torch.arange(70, 86), torch.arange(9, 41)
     wanted = dropout.keep(given, 1, torch.tensor([2]), queries, keys, 0.3, torch.float32)[0]
     assert torch.equal(out, wanted)
