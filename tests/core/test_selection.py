@@ -96,7 +96,7 @@ def test_argument_comes_before_context_before_environment(monkeypatch: pytest.Mo
 
 
 def test_unknown_names_list_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = r"backend: one of \['blocked'.*'reference'\] wanted, got 'fastest'"
+    text = r"backend: one of \[.*'blocked'.*'reference'\] wanted, got 'fastest'"
     with pytest.raises(lf.LFError, match=text), lf.use_backend("fastest"):
         pass
     monkeypatch.setenv("LF_BACKEND", "fastest")
@@ -127,3 +127,43 @@ def test_nobody_can() -> None:
     selection = lf.select(problem, Machine("cpu"))
     assert selection.chosen is None
     assert "dtype in" in str(selection) and "call has int8" in str(selection)
+
+
+def cuda(capability: tuple[int, int], *packages: str) -> Machine:
+    return Machine("cuda", "", capability, tuple((name, "3.9.0") for name in packages))
+
+
+@pytest.mark.parametrize(
+    ("machine", "chosen", "reason"),
+    [
+        (cuda((9, 0), "triton"), "triton", "runs it"),
+        (cuda((8, 6), "triton"), "triton", "runs it"),
+        (cuda((7, 5), "triton"), "blocked", "cannot: compute capability >= 8.0 wanted, device has 7.5"),
+        (cuda((9, 0)), "blocked", "cannot: package triton is not installed"),
+        (Machine("cpu", packages=(("triton", "3.9.0"),)), "blocked", "device cuda wanted"),
+    ],
+)
+def test_triton_where_its_kernels_run(
+    machine: Machine, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = Problem(
+        frozenset({Feature.GLOBAL_COLUMNS, Feature.BACKWARD}), "bfloat16", 1, 12, 12, 4096, 4096, 64
+    )
+    selection = lf.select(problem, machine)
+    assert selection.chosen == chosen
+    assert reason in next(line for line in str(selection).splitlines() if line.startswith("  triton"))
+
+
+def test_triton_names_what_it_refuses() -> None:
+    refused = {
+        "several windows": Problem(frozenset({Feature.SEVERAL_WINDOWS}), "bfloat16", 1, 2, 2, 64, 64, 64),
+        "head_dim <= 256 wanted, call has 512": Problem(frozenset(), "float16", 1, 2, 2, 64, 64, 512),
+        "dtype in": Problem(frozenset(), "float64", 1, 2, 2, 64, 64, 64),
+        "batch * heads * length <= 2147483647": Problem(
+            frozenset(), "float16", 1 << 16, 64, 64, 1 << 10, 1 << 10, 64
+        ),
+    }
+    for reason, problem in refused.items():
+        assert reason in str(lf.select(problem, cuda((9, 0), "triton")))
+        assert lf.select(problem, cuda((9, 0), "triton")).chosen != "triton"

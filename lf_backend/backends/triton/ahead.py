@@ -18,10 +18,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from lf_backend.backend import Call
+from lf_backend.backend import Call, Columns
 from lf_backend.backends.triton import launch
-from lf_backend.backends.triton.device import Device
+from lf_backend.backends.triton.device import Device, options
 from lf_backend.backends.triton.tuning import Tiles, Wanted
+from lf_backend.pattern import Window
 
 SHARED_BYTES: Mapping[int | str, int] = {  # of one program
     80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10,
@@ -64,7 +65,7 @@ class Target(Device):
         name = kernel.fn.__name__
         if self.only is not None and name not in self.only:
             return
-        done = kernel.warmup(**arguments, grid=grid, num_warps=size.warps, num_stages=size.stages)
+        done = kernel.warmup(**arguments, grid=grid, **options(size))
         registers, spills = _usage(done.asm)
         self.found.append(Compiled(name, size, registers, spills, done.metadata.shared))
 
@@ -76,6 +77,21 @@ def compiled(call: Call, target: Target) -> list[Compiled]:
         lse = torch.zeros(call.q.shape[:3])
         launch.backward(call, target, torch.zeros_like(call.q), lse, lse)
     return target.found
+
+
+def example(dtype: torch.dtype, dims: int, reach: int, extras: bool, device: str, length: int) -> Call:
+    """A call with 64 global columns; with softcap, band bias, dropout and padding if `extras`."""
+    heads = 12
+    pattern = Window(reach // 2, reach - reach // 2)
+    q, k, v = (torch.zeros(1, heads, length, dims, dtype=dtype, device=device).normal_() for _ in "qkv")
+    at = torch.arange(64, device=device)[None]
+    bias = q.new_zeros(1, heads, length, reach + 1) if extras else None
+    return Call(
+        q, k, v, pattern.lowered, Columns(at, at >= 0, False),
+        torch.zeros(1, length, dtype=torch.bool, device=device) if extras else None, bias,
+        dims**-0.5, 30.0 if extras else None, 0.1 if extras else 0.0,
+        torch.zeros(1, dtype=torch.int64, device=device) if extras else None,
+    )  # fmt: skip
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.problem import Feature, Machine, Problem
 
 MOST_PROGRAMS = 2**31 - 1  # of a grid's first axis
+WIDEST_FLOAT32 = 128  # head dimension; beyond, no tile leaves registers enough
 OLDEST = (8, 0)  # compute capability: bfloat16 products, asynchronous copies
 
 
@@ -36,6 +37,9 @@ class Triton(Backend):
         if machine.capability is not None and machine.capability < OLDEST:
             wanted, got = (".".join(map(str, found)) for found in (OLDEST, machine.capability))
             found.append(f"compute capability >= {wanted} wanted, device has {got}")
+        if problem.dtype == "float32" and problem.head_dim > WIDEST_FLOAT32:
+            wide = f"head_dim <= {WIDEST_FLOAT32} in float32 wanted (registers), call has {problem.head_dim}"
+            found.append(wide)
         rows = problem.batch * problem.heads * max(problem.queries, problem.keys)
         if rows > MOST_PROGRAMS:
             found.append(f"batch * heads * length <= {MOST_PROGRAMS} wanted, call has {rows}")

@@ -10,7 +10,7 @@ import torch
 import triton
 from triton import knobs
 
-from lf_backend.backends.triton.tuning import Tiles, Wanted, tiles
+from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Device:
 
     def tiles(self, wanted: Wanted) -> Tiles:
         """Sizes for a kernel; see `tuning`."""
-        return tiles(self.arch, wanted)
+        return row_for(self.arch, wanted).tiles
 
     def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
         """Run a kernel here, on the current stream."""
@@ -42,7 +42,12 @@ class Device:
             kernel[grid](**arguments)
         else:
             with torch.cuda.device(self.index):  # a kernel runs on the current device, whatever its tensors
-                kernel[grid](**arguments, num_warps=size.warps, num_stages=size.stages)
+                kernel[grid](**arguments, **options(size))
+
+
+def options(size: Tiles) -> dict[str, Any]:
+    """How a kernel is compiled. Multiply-adds are fused, whatever Triton's default is."""
+    return {"num_warps": size.warps, "num_stages": size.stages, "enable_fp_fusion": True}
 
 
 @lru_cache(maxsize=64)

@@ -58,14 +58,14 @@ def table() -> tuple[Row, ...]:
 
 
 @lru_cache(maxsize=1024)
-def tiles(arch: int | str, wanted: Wanted) -> Tiles:
-    """Sizes for a kernel of a call.
+def row_for(arch: int | str, wanted: Wanted) -> Row:
+    """The row that sizes a kernel of a call: the device's own before those for any.
 
     Raises:
-        LookupError: the table has no row; the rows for "any" fit whatever the backend accepts.
+        LookupError: there is none. Whatever the backend accepts has one.
     """
     for known in (arch, "any"):
         for row in table():
             if row.arch == known and row.fits(wanted):
-                return row.tiles
+                return row
     raise LookupError(f"a row for {arch} or any that fits {wanted} wanted in tiles.json, found none")
