@@ -15,6 +15,7 @@ from torch import Tensor
 from lf_backend import dense, dropout, taps
 from lf_backend.backend import Backend, Call, Columns, accumulation_dtype
 from lf_backend.bands import EVERYTHING, PAST, Lowered
+from lf_backend.constants import on_device
 
 TILE_BYTES = 8 << 20  # scores of one step; small enough for a CPU's cache, large enough for a GPU
 
@@ -33,7 +34,7 @@ def positions(
         like: k [B, Hkv, M, D].
     """
     batch = like.shape[0]
-    static = torch.tensor(lowered.positions, dtype=torch.int64, device=like.device)
+    static = on_device(lowered.positions, torch.int64, like.device)
     if mask is None:
         if not lowered.positions:
             return None

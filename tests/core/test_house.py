@@ -24,7 +24,7 @@ OPTIONAL = {
 
 # Lower layers first. A module imports from its own layer's left or from layers above it in this list.
 LAYERS = (
-    ("errors", "integers", "optional"),
+    ("errors", "integers", "optional", "constants"),
     ("bands",),
     ("grammar", "pattern"),
     ("notation", "schedules", "conventions", "picture", "problem", "dropout", "measure"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from lf_backend.backends.triton import forward as forward_kernels
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tiles import Columns, Dropout, Padding, View
 from lf_backend.backends.triton.tuning import Tiles, Wanted
+from lf_backend.constants import on_device
 
 PACKED_ROWS = 64  # most rows, over all heads that share keys, of queries so few that one program takes them
 MOST_PARTS = 64
@@ -225,7 +225,7 @@ class Plan:
         if set(self.dilations) == {1}:
             return None
         each = self.dilations if len(self.dilations) > 1 else self.dilations * self.heads
-        return on_device(each, self.call.q.device)
+        return on_device(each, torch.int32, self.call.q.device)
 
     def _bias(self) -> View | None:
         bias = self.call.band_bias
@@ -260,12 +260,6 @@ def padding_of(mask: Tensor) -> Padding:
     end = torch.where(count > 0, keys - real.flip(1).argmax(1), 0)
     bounds = torch.stack((first, end, (end - first != count).to(first.dtype)), 1)
     return Padding(mask.to(torch.int8).contiguous(), bounds.to(torch.int32))
-
-
-@lru_cache(maxsize=256)
-def on_device(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 values of a pattern; kept, because copying them would wait for the device."""
-    return torch.tensor(values, dtype=torch.int32, device=device)
 
 
 def _precision(q: Tensor) -> str:
