@@ -218,7 +218,7 @@ CASES: dict[str, Case] = {
     "grouped heads, one key head": replace(_BASE, heads=3, kv_heads=1, pattern=_WINDOW | Global(5)),
     "decode": replace(_BASE, queries=1, keys=60, pattern=Window(9, 0) | Global(0) & Causal()),
     "decode, grouped heads": replace(
-        _BASE, queries=3, keys=150, heads=6, pattern=Window(70, 0, dilation=2) | Global(0, 149)
+        _BASE, batch=1, queries=3, keys=80, heads=4, pattern=Window(35, 0, dilation=2) | Global(0, 79)
     ),
     "chunked prefill": replace(_BASE, queries=17, keys=80, pattern=Window(20, 4, dilation=2)),
     "more keys, global rows and columns": replace(

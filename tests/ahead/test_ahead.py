@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,6 +38,15 @@ def test_builds_fits_and_spills_nothing(row: Row, arch: int | str) -> None:
     assert found.tiles == row.tiles
     assert found.spills == 0
     assert found.shared <= SHARED_BYTES[arch], "bytes of shared memory"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_parts_are_joined_without_spills(arch: int | str) -> None:
+    """Of one new query: the keys are split among programs, and `combine` joins what these found."""
+    call = example(torch.bfloat16, 256, 512, False, "cpu", 1024)
+    target = Target.named(arch, {}, "combine")
+    (found,) = compiled(replace(call, q=call.q[:, :, -1:]), target)
+    assert found.kernel == "combine" and found.spills == 0
 
 
 def test_no_row_is_idle() -> None:

@@ -204,15 +204,17 @@ def combine(
     part = tl.arange(0, PARTS)
     dims = tl.arange(0, DIMS)
     at = part.to(tl.int64) * rows + row
-    found = tl.load(partial_lse + at, mask=part < parts, other=float("-inf"))
-    top = tl.max(found)
+    top = tl.max(tl.load(partial_lse + at, mask=part < parts, other=float("-inf")))
     reference = tl.where(top == float("-inf"), 0.0, top)
-    share = tl.exp2((found - reference) * LOG2E)
-    total = tl.sum(share)
+    total = reference * 0
+    values = tl.zeros([DIMS], tl.float32)
+    for one in tl.range(0, parts):
+        own = row + rows.to(tl.int64) * one
+        share = tl.exp2((tl.load(partial_lse + own) - reference) * LOG2E)
+        total += share
+        values += share * tl.load(partial + own * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
     safe = tl.where(total == 0, 1.0, total)
-    mask = (part < parts)[:, None] & (dims < HEAD_DIM)[None, :]
-    values = tl.load(partial + at[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
-    joined = tl.sum(values * (share / safe)[:, None], 0)
     target = rows_at(out, row // queries // heads, row // queries % heads, row % queries)
-    tl.store(target + dims * out.stride[3], joined.to(out.ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+    found = (values / safe).to(out.ptr.dtype.element_ty)
+    tl.store(target + dims * out.stride[3], found, mask=dims < HEAD_DIM)
     tl.store(lse + row, top + tl.log(safe))
