@@ -7,18 +7,20 @@ out = lf.attention(q, k, v, pattern, key_padding=pad)
 print(lf.explain(q, k, v, pattern))
 """
 
-from lf_backend import conventions, schedules
+from lf_backend import conventions, schedules, sparsity
 from lf_backend.api import attention, explain, patch, probabilities
 from lf_backend.backend import Backend, Capabilities
 from lf_backend.errors import LFError, PatchError, PatternError, ShapeError, UnsupportedError
 from lf_backend.notation import from_dict, from_json, parse, to_dict, to_json
 from lf_backend.patching import Patch
-from lf_backend.pattern import Causal, Global, Pattern, Predicate, Window
+from lf_backend.pattern import Causal, Global, Pattern, Window
 from lf_backend.picture import Picture, draw
+from lf_backend.predicate import Predicate
 from lf_backend.problem import Feature, Machine, Problem
 from lf_backend.registry import backends, register
 from lf_backend.schedules import receptive_field
 from lf_backend.selection import Selection, select, use_backend
+from lf_backend.terms import term
 
 __version__ = "0.1.0"
 
@@ -55,6 +57,8 @@ __all__ = [
     "register",
     "schedules",
     "select",
+    "sparsity",
+    "term",
     "to_dict",
     "to_json",
     "use_backend",

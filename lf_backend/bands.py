@@ -18,6 +18,10 @@ from typing import Any, Protocol
 
 import torch
 
+from lf_backend.spans import Span, Spans, common, united
+
+Sees = Callable[[Any, Any, Any], Any]  # (head, query, key) -> bool
+
 
 @dataclass(frozen=True)
 class Band:
@@ -84,9 +88,11 @@ class Band:
 
     def sees(self, head: Any, query: Any, key: Any) -> Any:
         """Whether the pair is in the band; ints or tensors of ints that broadcast."""
-        distance = key - query
-        dilation = self._dilation_of(head)
-        seen = (distance % dilation == 0) | (head != head)
+        return self.shows(key - query, self._dilation_of(head)) | (head != head)
+
+    def shows(self, distance: Any, dilation: Any) -> Any:
+        """Whether a key at that distance is in the band of a head with that dilation."""
+        seen = distance % dilation == 0
         if self.left is not None:
             seen = seen & (distance >= -self.left * dilation)
         if self.right is not None:
@@ -101,6 +107,27 @@ class Band:
         if self.right is not None:
             high = high.clamp(max=self.right * dilation)
         return high // dilation * dilation >= low
+
+    def spans(self, head: int, first: int, last: int, m: int) -> Spans:
+        """Keys, of `m`, that queries first .. last may see; all see what the ends of a block agree on."""
+        step = self.dilation(head)
+        back, ahead = (m if reach is None else reach * step for reach in (self.left, self.right))
+        near = Span(last - back, first + ahead + 1, full=True) if step == 1 else Span(0, 0)
+        return united((Span(first - back, last + ahead + 1), near), m)
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    @property
+    def per_head(self) -> bool:
+        return len(set(self.dilations)) > 1
+
+    def traced(self, device: torch.device) -> Sees:
+        if not self.per_head:
+            return lambda head, query, key: self.shows(key - query, self.dilations[0])
+        dilations = torch.tensor(self.dilations, device=device)
+        return lambda head, query, key: self.shows(key - query, dilations[head])
 
     def _dilation_of(self, head: Any) -> Any:
         if len(self.dilations) > 1 and isinstance(head, torch.Tensor):
@@ -155,11 +182,43 @@ class Tokens:
             seen = seen | (query == position) | (key == position)
         return seen
 
+    def spans(self, head: int, first: int, last: int, m: int) -> Spans:
+        """Keys, of `m`, that queries first .. last may see: all of them if one is a global token."""
+        rows = any(first <= position <= last for position in self.positions)
+        columns = (Span(position, position + 1, full=True) for position in self.positions)
+        return united((*columns, Span(0, m * rows)), m)
+
+    def traced(self, device: torch.device) -> Sees:
+        return self.sees
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    @property
+    def per_head(self) -> bool:
+        return False
+
 
 class Form(Protocol):
     """What a single term of a pattern is made of: a `Band`, `Tokens`, or anything else that decides."""
 
-    def sees(self, head: Any, query: Any, key: Any) -> Any: ...
+    def sees(self, head: Any, query: Any, key: Any) -> Any:
+        """Whether the pair is visible; tensors of ints that broadcast."""
+
+    def spans(self, head: int, first: int, last: int, m: int) -> Spans:
+        """Keys, of `m`, that queries first .. last may see."""
+
+    def traced(self, device: torch.device) -> Sees:
+        """`sees` for a compiler: arithmetic alone, its tables tensors on the device."""
+
+    @property
+    def bounded(self) -> bool:
+        """Its spans are worth something: they are not all keys for want of a better answer."""
+
+    @property
+    def per_head(self) -> bool:
+        """Heads differ."""
 
 
 Conjunction = tuple[Form, ...]
@@ -167,12 +226,27 @@ Conjunction = tuple[Form, ...]
 
 @dataclass(frozen=True)
 class Rule:
-    """Pairs that all parts show, as a predicate (head, query, key) -> bool."""
+    """Pairs that all parts show."""
 
     parts: Conjunction
 
-    def __call__(self, head: Any, query: Any, key: Any) -> Any:
+    def sees(self, head: Any, query: Any, key: Any) -> Any:
         return reduce(operator.and_, (part.sees(head, query, key) for part in self.parts))
+
+    def traced(self, device: torch.device) -> Sees:
+        traced = [part.traced(device) for part in self.parts]
+        return lambda head, query, key: reduce(operator.and_, (part(head, query, key) for part in traced))
+
+    def spans(self, head: int, first: int, last: int, m: int) -> Spans:
+        return common((part.spans(head, first, last, m) for part in self.parts), m)
+
+    @property
+    def bounded(self) -> bool:
+        return all(part.bounded for part in self.parts)
+
+    @property
+    def per_head(self) -> bool:
+        return any(part.per_head for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -183,13 +257,24 @@ class Lowered:
         bands: windows; a pair may lie in more than one and still counts once.
         positions: global tokens, sorted.
         causal_globals: the global tokens show and see only the past.
-        others: rules (head, query, key) -> bool for what is neither band nor global token.
+        others: rules for what is neither band nor global token.
     """
 
     bands: tuple[Band, ...]
     positions: tuple[int, ...]
     causal_globals: bool
-    others: tuple[Callable[[Any, Any, Any], Any], ...]
+    others: tuple[Rule, ...]
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Everything but global tokens."""
+        return (*self.bands, *self.others)
+
+    @property
+    def everything(self) -> tuple[Form, ...]:
+        """`forms`, and global tokens."""
+        tokens = Tokens(self.positions)
+        return (*self.forms, Rule((PAST, tokens)) if self.causal_globals else tokens)
 
     def pairs(self, n: int, m: int, head: int) -> int:
         """Visible pairs of one head, the queries being the last `n` of `m` positions."""

@@ -5,16 +5,16 @@ Loaded by `notation.parse` when the first string is read, because the parser gen
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
 from lark.exceptions import UnexpectedToken, VisitError
 
+from lf_backend import terms
 from lf_backend.errors import PatternError
-from lf_backend.pattern import Causal, Global, Pattern, Window, intersection, union
+from lf_backend.pattern import Pattern, intersection, union
 
 _GRAMMAR = r"""
     ?union: meet | meet ("|" meet)+ -> either
@@ -24,21 +24,25 @@ _GRAMMAR = r"""
     named: NAME "=" value
     ?value: INT -> integer | NONE -> none | "[" (value ("," value)*)? "]" -> items
 
-    TERM: /(window|global|causal)\b/
+    TERM: /(TERMS)\b/
     INT: /-?[0-9]{1,18}\b/
     NONE.1: /[nN]one\b/
     NAME: /[A-Za-z_]\w*/
     %ignore /\s+/
 """
-_PARSER = Lark(_GRAMMAR, start="union", parser="lalr", propagate_positions=True)
-_TERMS: dict[str, Callable[..., Pattern]] = {"window": Window, "global": Global, "causal": Causal}
 _WORDS = {
-    "TERM": "window, global, causal",
     "INT": "an int",
     "NAME": "a name",
     "NONE": "none",
     "$END": "the end",
 }
+
+
+@lru_cache(maxsize=8)
+def _parser(names: tuple[str, ...]) -> Lark:
+    """The parser of a language with these terms."""
+    grammar = _GRAMMAR.replace("TERMS", "|".join(names))
+    return Lark(grammar, start="union", parser="lalr", propagate_positions=True)
 
 
 def read(text: Any) -> Pattern:
@@ -50,7 +54,7 @@ def read(text: Any) -> Pattern:
     if not isinstance(text, str):
         raise PatternError(f"pattern: a string wanted, got {text!r}")
     try:
-        pattern: Pattern = _Build(text).transform(_PARSER.parse(text))
+        pattern: Pattern = _Build(text).transform(_parser(terms.names()).parse(text))
     except UnexpectedInput as error:
         raise _malformed(text, error) from None
     except VisitError as error:
@@ -80,9 +84,8 @@ class _Build(Transformer[Token, Any]):
                     raise PatternError(f"{name} given twice")
                 named[name] = value
             given = [argument for argument in arguments if not isinstance(argument, tuple)]
-            inspect.signature(_TERMS[term]).bind(*given, **named)  # its errors do not speak of classes
-            return _TERMS[term](*given, **named)
-        except (PatternError, TypeError) as error:
+            return terms.call(term, *given, **named)
+        except PatternError as error:
             raise PatternError(f"column {term.column} of {self._text!r}: {error}") from None
 
     def named(self, name: Token, value: Any) -> tuple[str, Any]:
@@ -102,14 +105,17 @@ def _malformed(text: str, error: UnexpectedInput) -> PatternError:
     """The error in our words: the column, what was wanted there and what came."""
     ended = isinstance(error, UnexpectedToken) and error.token.type == "$END"
     at = len(text) if ended or error.pos_in_stream is None else error.pos_in_stream
-    before = _PARSER.parse_interactive(text[:at])
+    parser = _parser(terms.names())
+    before = parser.parse_interactive(text[:at])
     before.exhaust_lexer()
-    names: set[str] = before.accepts()  # type: ignore[no-untyped-call]
-    wanted = sorted(map(_word, names), key=lambda word: (word[0] == "'", word))
+    accepted: set[str] = before.accepts()  # type: ignore[no-untyped-call]
+    wanted = sorted((_word(parser, name) for name in accepted), key=lambda word: (word[0] == "'", word))
     got = re.match(r"\w+|.", text[at:], re.DOTALL)
     came = repr(got[0]) if got else "the end"
     return PatternError(f"column {at + 1} of {text!r}: {' or '.join(wanted)} wanted, got {came}")
 
 
-def _word(terminal: str) -> str:
-    return _WORDS.get(terminal) or repr(_PARSER.get_terminal(terminal).pattern.value)
+def _word(parser: Lark, terminal: str) -> str:
+    if terminal == "TERM":
+        return ", ".join(terms.names())
+    return _WORDS.get(terminal) or repr(parser.get_terminal(terminal).pattern.value)

@@ -7,18 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from lf_backend import terms
 from lf_backend.errors import PatternError
-from lf_backend.pattern import (
-    Causal,
-    Global,
-    Intersection,
-    Pattern,
-    Predicate,
-    Union,
-    Window,
-    intersection,
-    union,
-)
+from lf_backend.pattern import Causal, Global, Intersection, Pattern, Union, Window, intersection, union
+from lf_backend.predicate import Predicate
+from lf_backend.terms import Named
 
 
 @lru_cache(maxsize=1024)
@@ -26,7 +19,8 @@ def parse(text: str) -> Pattern:
     """Read a pattern from its string, e.g. `window(256, 256, dilation=2) | global(0)`.
 
     The string is what `str(pattern)` gives: `window(left, right, dilation=1)` with `none` for no limit
-    and a list for one dilation per head, `global(positions...)`, `causal()`, `|`, `&`, parentheses.
+    and a list for one dilation per head, `global(positions...)`, `causal()`, `|`, `&`, parentheses, and
+    terms with a name (`lf.sparsity`, `lf.term`).
     Results are kept. Under `torch.compile(fullgraph=True)` parse outside: a parser cannot be traced.
 
     Raises:
@@ -50,8 +44,13 @@ def to_dict(pattern: Pattern) -> dict[str, Any]:
     if isinstance(pattern, Union | Intersection):
         name = "union" if isinstance(pattern, Union) else "intersection"
         return {"term": name, "terms": [to_dict(term) for term in pattern.terms]}
+    if isinstance(pattern, Named):
+        return {"term": pattern.name, **{name: _listing(value) for name, value in pattern.arguments}}
     if isinstance(pattern, Predicate):
-        raise PatternError(f"a predicate is code and cannot be written as data: {pattern}")
+        raise PatternError(
+            f"a predicate is code and cannot be written as data: {pattern}; put @lf.term before a function "
+            "that returns it, and the function's name and arguments are written"
+        )
     raise PatternError(f"pattern: a lf_backend pattern wanted, got {pattern!r}")
 
 
@@ -59,10 +58,10 @@ def from_dict(data: Mapping[str, Any], where: str = "pattern") -> Pattern:
     """Read a pattern from `to_dict`'s form. Unknown and missing keys are errors that name them."""
     if not isinstance(data, Mapping):
         raise PatternError(f"{where}: a mapping wanted, got {data!r}")
-    name = data.get("term")
-    if not isinstance(name, str) or name not in _DICT_KEYS:
-        raise PatternError(f"{where}.term: one of {sorted(_DICT_KEYS)} wanted, got {name!r}")
-    required, optional = _DICT_KEYS[name]
+    name, known = data.get("term"), sorted({*_DICT_KEYS, *terms.names()})
+    if not isinstance(name, str) or name not in known:
+        raise PatternError(f"{where}.term: one of {known} wanted, got {name!r}")
+    required, optional = _DICT_KEYS[name] if name in _DICT_KEYS else terms.parameters(name)
     given = set(data) - {"term"}
     if unknown := given - required - optional:
         raise PatternError(
@@ -74,7 +73,9 @@ def from_dict(data: Mapping[str, Any], where: str = "pattern") -> Pattern:
     if name in _JOINED:
         return _joined(name, arguments["terms"], f"{where}.terms")
     try:
-        return _MADE[name](**arguments)
+        if name == "global":
+            return Global(*_listed("positions", arguments["positions"], 0))
+        return terms.call(name, **arguments)
     except PatternError as error:
         raise PatternError(f"{where}: {error}") from None
 
@@ -94,11 +95,6 @@ def from_json(text: str) -> Pattern:
 
 
 _JOINED: dict[str, Callable[..., Pattern]] = {"union": union, "intersection": intersection}
-_MADE: dict[str, Callable[..., Pattern]] = {
-    "window": Window,
-    "global": lambda positions: Global(*_listed("positions", positions, 0)),
-    "causal": Causal,
-}
 _DICT_KEYS: dict[str, tuple[set[str], set[str]]] = {  # required and optional
     "window": ({"left", "right"}, {"dilation"}),
     "global": ({"positions"}, set()),
@@ -121,3 +117,7 @@ def _listed(name: str, value: Any, least: int) -> Sequence[Any]:
     if not isinstance(value, list | tuple) or len(value) < least:
         raise PatternError(f"{name}: a list{' of at least one' * least} wanted, got {value!r}")
     return value
+
+
+def _listing(value: Any) -> Any:
+    return [_listing(item) for item in value] if isinstance(value, tuple) else value

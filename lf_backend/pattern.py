@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from itertools import product
@@ -23,16 +23,18 @@ from typing import Any
 
 import torch
 
+from lf_backend import blockmap
 from lf_backend.bands import PAST, Band, Conjunction, Form, Lowered, Tokens, looks_ahead, lower
 from lf_backend.errors import PatternError
 from lf_backend.integers import integer
+from lf_backend.interchange import Interchange
 
 Index = Any  # an int, or a tensor of ints that broadcasts with the other indices
 
 BLOCK = 1 << 24  # pairs that a count looks at in one step
 
 
-class Pattern(ABC):
+class Pattern(Interchange, ABC):
     """Base of all terms. Combine with `|` (union) and `&` (intersection).
 
     Attributes:
@@ -58,11 +60,12 @@ class Pattern(ABC):
         object.__setattr__(self, "global_positions", tuple(positions))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        written = (field.name for field in fields(self) if field.init)  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in written}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        Pattern.__post_init__(self)
+        self.__post_init__()
 
     def __or__(self, other: Pattern) -> Pattern:
         return union(self, other) if isinstance(other, Pattern) else NotImplemented
@@ -126,6 +129,22 @@ class Pattern(ABC):
             return heads * self.lowered.pairs(n, m, head=0)
         return sum(self.lowered.pairs(n, m, head=head) for head in range(heads))
 
+    def check(self, n: int, m: int | None = None, heads: int | None = None) -> None:
+        """Look at every pair for what a predicate can get wrong. For tests: time n x m, bounded memory.
+
+        Arguments as in `mask`.
+
+        Raises:
+            PatternError: bounds that the rule contradicts, a rule whose answer for a pair depends on
+                more than the pair, or a pattern that shows nothing at all.
+        """
+        m, heads = self.extent(n, m, heads)
+        for rule in self.lowered.others:
+            for head in range(heads if rule.per_head else 1):
+                blockmap.check(rule, head, n, m)
+        if n and not self.pairs(n, m, heads):
+            raise PatternError(f"a pattern that shows something wanted, got no pair of {n} x {m}: {self}")
+
     def key_range(self, query: int, m: int, head: int = 0) -> range:
         """Keys, of `m`, that the only window shows to `query`: `range(first, last + 1, dilation)`.
 
@@ -175,7 +194,7 @@ class Pattern(ABC):
         return self.text
 
 
-class _Term(Pattern):
+class Term(Pattern):
     """What is neither a union nor an intersection: one form, the same for all heads."""
 
     @property
@@ -195,7 +214,7 @@ class _Term(Pattern):
 
 
 @dataclass(frozen=True)
-class Window(_Term):
+class Window(Term):
     """Sliding window: position i sees i + dilation * m for -left <= m <= right.
 
     Reach counts dilated steps, as in the paper: left + right + 1 keys, self included. Keys outside
@@ -243,7 +262,7 @@ class Window(_Term):
 
 
 @dataclass(frozen=True, init=False)
-class Global(_Term):
+class Global(Term):
     """Global tokens: seen by all (a column of the mask) and seeing all (a row).
 
     `Global()` names no position: the place-holder for globals given per example as `global_mask`.
@@ -268,7 +287,7 @@ class Global(_Term):
 
 
 @dataclass(frozen=True)
-class Causal(_Term):
+class Causal(Term):
     """The past and self. As `pattern & Causal()` it cuts everything ahead, globals too."""
 
     @property
@@ -277,39 +296,6 @@ class Causal(_Term):
 
     def _write(self) -> str:
         return "causal()"
-
-
-@dataclass(frozen=True)
-class Predicate(_Term):
-    """Any rule `fn(head, query, key) -> bool` on index tensors that broadcast with each other.
-
-    Equal to another predicate only if the function is the same object. Runs on backends that take
-    predicates; it cannot be written as text, because text is parsed and never evaluated.
-    """
-
-    fn: Callable[[Any, Any, Any], Any]
-
-    def __post_init__(self) -> None:
-        if not callable(self.fn):
-            raise PatternError(f"fn(head, query, key) wanted, got {self.fn!r}")
-        super().__post_init__()
-
-    def sees(self, head: Index, query: Index, key: Index) -> Any:
-        given = [index for index in (head, query, key) if isinstance(index, torch.Tensor)]
-        device = given[0].device if given else None
-        indices = [torch.as_tensor(index, device=device) for index in (head, query, key)]
-        seen = torch.as_tensor(self.fn(*indices), device=device)
-        if seen.dtype != torch.bool:
-            raise PatternError(f"fn: a bool tensor wanted, got {seen.dtype} from {self}")
-        return seen | Tokens(()).sees(*indices) if given else bool(seen)  # in the common shape
-
-    @property
-    def form(self) -> Form:
-        return self
-
-    def _write(self) -> str:
-        name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
-        return f"predicate<{name} at {id(self.fn):#x}>"
 
 
 @dataclass(frozen=True)

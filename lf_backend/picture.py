@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lf_backend.bands import Lowered, Rule, Tokens
+from lf_backend.bands import Lowered, Tokens
 from lf_backend.integers import integer
 from lf_backend.notation import parse
 from lf_backend.optional import optional
@@ -176,10 +176,9 @@ def _cells(lowered: Lowered, head: int, rows: list[range], columns: list[range])
     low, high = keys[..., 0] - queries[..., 1], keys[..., 1] - queries[..., 0]
     cells = torch.zeros(len(rows), len(columns), dtype=torch.int8)
     for rule in lowered.others:
-        parts = rule.parts if isinstance(rule, Rule) else ()
-        tokens = [position for part in parts if isinstance(part, Tokens) for position in part.positions]
+        tokens = [position for part in rule.parts if isinstance(part, Tokens) for position in part.positions]
         query, key = _samples(rows, tokens), _samples(columns, tokens)
-        seen = rule(head, query.view(-1, 1), key.view(1, -1)).view(*query.shape, *key.shape)
+        seen = rule.sees(head, query.view(-1, 1), key.view(1, -1)).view(*query.shape, *key.shape)
         kind = Kind.GLOBAL if tokens else Kind.RULE
         cells[seen.any(3).any(1) & (cells < kind)] = kind
     for band in lowered.bands:

@@ -64,8 +64,8 @@ def _area(call: Call, batch: int) -> dense.Rectangle:
 def _visible(call: Call, batch: int, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """Bool [H, N, M]: bands, predicates and columns, without padded keys."""
     seen = torch.zeros(len(head), len(query), len(key), dtype=torch.bool, device=key.device)
-    for sees in (*(band.sees for band in call.lowered.bands), *call.lowered.others):
-        seen |= sees(head, query, key)
+    for form in call.lowered.forms:
+        seen |= form.sees(head, query, key)
     if call.columns is not None:
         is_global = torch.zeros_like(key, dtype=torch.bool)
         is_global.scatter_(0, call.columns.positions[batch], call.columns.valid[batch])

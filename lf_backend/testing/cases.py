@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from lf_backend.ops import Arguments, intern
-from lf_backend.pattern import Causal, Global, Pattern, Predicate, Window
+from lf_backend.pattern import Causal, Global, Pattern, Window
+from lf_backend.predicate import Predicate
 from lf_backend.problem import Problem
+from lf_backend.sparsity import block_local, documents, fixed, random_blocks
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,10 @@ def _every_third(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     return ((key % 3 == head % 3) & (key <= query)) | (key == query)
 
 
+def _even_rows(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return (query % 2 == 0) & (key % 5 != 1)
+
+
 _WINDOW = Window(5, 3)
 _BASE = Case(_WINDOW)
 _LONG = replace(_BASE, queries=150, batch=1)  # several blocks of any backend
@@ -249,6 +255,20 @@ CASES: dict[str, Case] = {
     "predicate and the rest": replace(
         _BASE, pattern=Predicate(_every_third) | Window(2, 2, dilation=2) | Global(4), padding="middle"
     ),
+    "predicate, several blocks": replace(_LONG, pattern=block_local(40, reach=1)),
+    "predicate, keys in several places": replace(_LONG, pattern=fixed(20, 3), transposed=True),
+    "predicate, rows that see nothing": replace(_BASE, pattern=Predicate(_even_rows), sinks=True, queries=90),
+    "predicate that shows nothing": replace(_BASE, pattern=random_blocks(33, 8, 0)),
+    "predicate per head, grouped, dropout": replace(
+        _LONG, pattern=Predicate(_every_third), heads=4, kv_heads=2, dropout_p=0.3, softcap=2.0
+    ),
+    "predicate, more keys, global tokens per example": replace(
+        _BASE, pattern=documents([0, 11, 40]) | Window(3, 3), queries=27, keys=90, globals=4, separate=True
+    ),
+    "predicate, causal, global tokens per example": replace(
+        _BASE, pattern=(documents([0, 11, 40]) | Window(9, 2)) & Causal(), globals=4, padding="left"
+    ),
+    "predicate and band bias": replace(_BASE, pattern=block_local(12) | Window(3, 2), bias=2, queries=70),
     "everything": Case(
         Window(20, 9, dilation=(1, 1, 2, 3)) | Global(0, 60),
         heads=4,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from hypothesis import strategies as st
 
 from lf_backend.pattern import Causal, Global, Pattern, Window
+from lf_backend.predicate import Predicate
 from lf_backend.testing.cases import Case
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -19,12 +23,45 @@ def windows(draw: st.DrawFn, heads: int, length: int) -> Window:
     return Window(draw(reach), draw(reach), dilation)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Scattered:
+    """A rule: blocks of positions see `share` thirteenths of all blocks, others in each head or not."""
+
+    block: int
+    share: int
+    per_head: bool
+
+    def __call__(self, head: Any, query: Any, key: Any) -> Any:
+        return self._shows(head, query // self.block, key // self.block)
+
+    def bounds(self, head: int, first: int, last: int, m: int) -> list[tuple[int, int, bool]]:
+        """Exact."""
+        rows, block = range(first // self.block, last // self.block + 1), self.block
+        columns = [(at, [self._shows(head, row, at) for row in rows]) for at in range(-(-m // block))]
+        return [(at * block, (at + 1) * block, all(shown)) for at, shown in columns if any(shown)]
+
+    def _shows(self, head: Any, row: Any, column: Any) -> Any:
+        mixed = row * 5 + column * 7 + row * column * 3 + (head * 11 if self.per_head else 0)
+        return mixed % 13 < self.share
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Pattern:
+    """Predicates, with and without bounds, of single pairs and of blocks, that may show nothing to a row."""
+    size = st.one_of(st.just(1), st.integers(1, 70))
+    rule = Scattered(draw(size), draw(st.integers(0, 13)), draw(st.booleans()))
+    return Predicate(rule, rule.bounds) if draw(st.booleans()) else Predicate(rule)
+
+
 @st.composite
 def patterns(draw: st.DrawFn, heads: int, length: int) -> Pattern:
-    """Unions of windows and global tokens, causal or not."""
+    """Unions of windows and global tokens, in one of four with rules as well, causal or not."""
     window = windows(heads, length)
     tokens = st.lists(st.integers(0, length - 1), max_size=4).map(lambda at: Global(*at))
-    terms = draw(st.lists(st.one_of(window, window, tokens), min_size=1, max_size=3))
+    choices: list[st.SearchStrategy[Any]] = [window, window, tokens]
+    if draw(st.integers(0, 3)) == 3:
+        choices += [rules(), st.tuples(rules(), window).map(lambda both: both[0] & both[1])]
+    terms = draw(st.lists(st.one_of(choices), min_size=1, max_size=3))
     pattern: Pattern = terms[0]
     for term in terms[1:]:
         pattern = pattern | term

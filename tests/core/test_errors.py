@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import lf_backend as lf
+from lf_backend import registry
+from lf_backend.backends.reference import Reference
 
 W = lf.Window(4, 4)
 GLOBAL = W | lf.Global(0)
@@ -70,9 +72,21 @@ def test_no_option_is_accepted_and_ignored() -> None:
         lf.attention(Q, Q, Q, W, attn_mask=None)
 
 
+class Plain(Reference):
+    """A backend that takes windows and nothing else."""
+
+    name = "plain"
+    priority = -1
+    capabilities = lf.Capabilities(features=frozenset())
+
+
 def test_forced_backend_that_cannot_says_all_its_reasons() -> None:
     pattern = lf.Predicate(lambda head, query, key: key <= query)
-    with pytest.raises(lf.UnsupportedError, match="'blocked' cannot run this call") as error:
-        lf.attention(Q, Q, Q, pattern, backend="blocked")
-    assert "predicate is not supported" in str(error.value)
+    lf.register(Plain)
+    try:
+        with pytest.raises(lf.UnsupportedError, match="'plain' cannot run this call") as error:
+            lf.attention(Q, Q, Q, pattern, softcap=1.0, backend="plain")
+    finally:
+        registry.unregister("plain")
+    assert "plain      cannot: predicate is not supported; softcap is not supported" in str(error.value)
     assert error.value.selection.chosen is None

@@ -25,8 +25,13 @@ OPTIONAL = {
 # Lower layers first. A module imports from its own layer's left or from layers above it in this list.
 LAYERS = (
     ("errors", "integers", "optional", "constants"),
+    ("spans",),
     ("bands",),
-    ("grammar", "pattern"),
+    ("blockmap",),
+    ("interchange",),
+    ("pattern",),
+    ("predicate", "terms"),
+    ("grammar", "sparsity"),
     ("notation", "schedules", "conventions", "picture", "problem", "dropout", "measure"),
     ("backend",),
     ("dense", "taps"),

@@ -41,8 +41,8 @@ def test_lowering_is_exact(tree):
     head = torch.arange(HEADS)[:, None, None]
     query, key = torch.arange(LENGTH)[None, :, None], torch.arange(LENGTH)[None, None]
     seen = torch.zeros(HEADS, LENGTH, LENGTH, dtype=torch.bool)
-    for sees in (*(band.sees for band in lowered.bands), *lowered.others):
-        seen |= sees(head, query, key)
+    for form in lowered.forms:
+        seen |= form.sees(head, query, key)
     for token in lowered.positions:
         cross = (query == token) | (key == token)
         seen |= cross & (key <= query) if lowered.causal_globals else cross

@@ -41,7 +41,7 @@ def test_text(text, pattern):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"column 1 of '': window, global, causal or '\(' wanted, got the end"),
+        ("", r"column 1 of '': window, global, causal, .* or '\(' wanted, got the end"),
         ("window", r"column 7 of 'window': '\(' wanted, got the end"),
         ("windows(1, 2)", r"column 1 of .* wanted, got 'windows'"),
         ("window(1, 2", r"column 12 of .*: '\)' or ',' wanted, got the end"),
@@ -73,7 +73,7 @@ def test_malformed_text(text, message):
     ("data", "message"),
     [
         (3, r"pattern: a mapping wanted, got 3"),
-        ({"term": "windows"}, r"pattern.term: one of \['causal', .*\] wanted, got 'windows'"),
+        ({"term": "windows"}, r"pattern.term: one of \['big_bird', .*'causal', .*\] wanted, got 'windows'"),
         ({"term": ["window"]}, r"pattern.term: one of .* wanted, got \['window'\]"),
         ({"term": "window", "left": 1}, r"pattern: keys \['left', 'right'\] wanted, missing \['right'\]"),
         ({"term": "causal", "left": 1}, r"pattern: keys \[\] wanted, got unknown \['left'\]"),
@@ -110,7 +110,8 @@ def test_malformed_json(text):
 def test_a_predicate_cannot_be_written():
     pattern = Window(1, 1) | Predicate(lambda head, query, key: query == key)
     for write in (lf.to_dict, lf.to_json):
-        with pytest.raises(PatternError, match="a predicate is code and cannot be written as data"):
+        message = "a predicate is code and cannot be written as data: .*; put @lf.term before a function"
+        with pytest.raises(PatternError, match=message):
             write(pattern)
     with pytest.raises(PatternError, match="wanted, got 'predicate'"):
         lf.parse(str(pattern))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
 from lf_backend.backends.blocked.arithmetic import Arithmetic
-from lf_backend.backends.blocked.strips import Strip, strips
+from lf_backend.backends.blocked.plan import passes, strips
+from lf_backend.backends.blocked.strips import Strip, join, part
 from lf_backend.problem import Feature
 
 
@@ -19,7 +20,7 @@ class Blocked(Backend):
 
     name = "blocked"
     priority = 50
-    capabilities = Capabilities(features=frozenset(Feature) - {Feature.PREDICATE})
+    capabilities = Capabilities(features=frozenset(Feature))
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         call, dtype = _computable(call), call.q.dtype
@@ -55,8 +56,7 @@ def _computable(call: Call) -> Call:
 
 def _result_dtype(call: Call) -> torch.dtype:
     """Results that several passes add to are rounded once, at the end."""
-    passes = len(call.lowered.bands) + (call.columns is not None)
-    return accumulation_dtype(call.q.dtype) if passes > 1 else call.q.dtype
+    return accumulation_dtype(call.q.dtype) if passes(call) > 1 else call.q.dtype
 
 
 def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
@@ -94,10 +94,13 @@ def _differentiate(
     own_q, grad_out, delta, lse = map(strip.of_queries, (grad_q, *upstream))
     own_k, own_v = strip.accumulator(grad_k), strip.accumulator(grad_v)
     for block in strip.blocks():
-        rows, at = block.rows, block.at
+        rows = block.rows
         weighed = arithmetic.weigh(block, grad_out[:, rows], delta[:, rows], lse[:, rows])
-        arithmetic.add_values(own_v[:, at], block, weighed, grad_out[:, rows])
-        arithmetic.add_keys(own_k[:, at], block, weighed)
+        block_k, block_v = part(own_k, block.at), part(own_v, block.at)
+        arithmetic.add_values(block_v, block, weighed, grad_out[:, rows])
+        arithmetic.add_keys(block_k, block, weighed)
+        join(own_k, block.at, block_k)
+        join(own_v, block.at, block_v)
         found = arithmetic.grad_q(block, weighed)
         if strip.first:
             torch.mul(found, arithmetic.scale, out=own_q[:, rows])

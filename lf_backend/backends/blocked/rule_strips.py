@@ -1,0 +1,79 @@
+"""The pass over rules: what is neither band nor global column, all predicates in one.
+
+The block map says which keys a block of queries touches; a single range of them is read as a view, several
+are gathered. Only keys that not all of these queries see are asked about one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lf_backend.backend import Call
+from lf_backend.backends.blocked.strips import BAND_ROWS, At, Strip
+from lf_backend.blockmap import Map, block_map, positions
+from lf_backend.spans import Span, Spans
+
+NOTHING = (Span(0, 1),)  # a first pass writes every row: one that sees nothing asks about a key in vain
+
+
+@dataclass(frozen=True, eq=False)
+class RuleStrip(Strip):
+    """All queries of some heads, which the rules treat alike."""
+
+    def _seen(self) -> Iterator[tuple[slice, At, Tensor]]:
+        for rows, spans in zip(self._rows(BAND_ROWS), rule_map(self.call, self.heads.start), strict=True):
+            if not spans and not self.first:
+                continue
+            keys = positions(spans or NOTHING).to(self.call.q.device)
+            at = slice(*spans[0][:2]) if len(spans) == 1 else keys
+            yield rows, at, self._float(self._hidden(self._queries(rows)[:, None], keys, spans))
+
+    def _hidden(self, queries: Tensor, keys: Tensor, spans: Spans) -> Tensor:
+        """Bool [R, K]: no rule shows it, an earlier pass does, or it is padded."""
+        hidden = torch.zeros(len(queries), len(keys), dtype=torch.bool, device=keys.device)
+        hidden |= self._elsewhere[keys]
+        for band in self.shown:
+            hidden |= band.sees(0, queries, keys)
+        full = torch.cat([torch.full((stop - start,), full) for start, stop, full in spans or NOTHING])
+        if not full.all():
+            head = torch.tensor(self.heads.start, device=keys.device)
+            partial = full.logical_not().nonzero()[:, 0].to(keys.device)
+            seen = torch.zeros(len(queries), len(partial), dtype=torch.bool, device=keys.device)
+            for rule in self.call.lowered.others:
+                seen |= rule.sees(head, queries, keys[partial])
+            hidden[:, partial] |= ~seen
+        return hidden
+
+    @cached_property
+    def _elsewhere(self) -> Tensor:
+        """Bool [M]: padded keys, and global columns. Where columns are causal the rules are, so that the
+        pass over columns has shown every pair with such a key."""
+        call = self.call
+        keys = torch.zeros(call.k.shape[2], dtype=torch.bool, device=call.q.device)
+        if call.columns is not None:
+            keys.scatter_(0, call.columns.positions[self.batch], call.columns.valid[self.batch])
+        return keys if call.key_padding is None else keys | call.key_padding[self.batch]
+
+
+def rule_map(call: Call, head: int) -> Map:
+    """What each block of queries touches."""
+    rules = call.lowered.others
+    return block_map(rules, head * differ(call), call.q.shape[2], call.k.shape[2], BAND_ROWS)
+
+
+def differ(call: Call) -> bool:
+    """Rules treat heads differently."""
+    return any(rule.per_head for rule in call.lowered.others)
+
+
+def most_keys(call: Call) -> int:
+    """The most keys that a block touches, in any head."""
+    heads = call.q.shape[1] if differ(call) else 1
+    maps = (rule_map(call, head) for head in range(heads))
+    sizes = (sum(stop - start for start, stop, _ in spans) for found in maps for spans in found)
+    return max(sizes, default=1)
