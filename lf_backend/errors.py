@@ -24,6 +24,10 @@ class PatchError(LFError, RuntimeError):
     """A model that cannot be patched, or a patch used in the wrong order."""
 
 
+class BuildError(LFError, RuntimeError):
+    """Raised by a backend whose kernels cannot be built for a call: another backend is asked then."""
+
+
 class UnsupportedError(LFError, NotImplementedError):
     """No backend, or not the one asked for, can run the call.
 

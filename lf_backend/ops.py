@@ -11,19 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Gradients, accumulation_dtype
 from lf_backend.bands import Lowered
-from lf_backend.errors import UnsupportedError
+from lf_backend.errors import BuildError, UnsupportedError
 from lf_backend.globals import Rows, positions
 from lf_backend.notation import parse
 from lf_backend.pattern import Pattern
 from lf_backend.problem import Feature, Machine, Problem
-from lf_backend.selection import Selection, chosen, preference, select
+from lf_backend.selection import Selection, chosen, preference, rule_out, select
+
+T = TypeVar("T")
 
 _patterns: dict[str, Pattern] = {}
 
@@ -113,8 +115,17 @@ class Arguments:
             return self
         return replace(self, key_padding=None)
 
-    def prepare(self) -> tuple[Backend, Call, Rows | None]:
-        """Everything a pass needs: who runs it, the local part, the global rows."""
+    def on_backend(self, work: Callable[[Backend], T]) -> T:
+        """Have the local part done by the chosen backend, or by the next if that cannot be built."""
+        while True:
+            selection = self.selection()
+            try:
+                return work(chosen(selection))
+            except BuildError as error:
+                rule_out(selection, error)
+
+    def prepare(self) -> tuple[Call, Rows | None]:
+        """The local part and the global rows."""
         pattern = resolve(self.pattern)
         q, k, v = self._without_padding(self.q, self.k, self.v)
         columns = positions(pattern.lowered, pattern.is_causal, self.global_mask, self.key_padding, k)
@@ -125,8 +136,7 @@ class Arguments:
         own = None
         if self.global_q is not None and self.global_k is not None and self.global_v is not None:
             own = self._without_padding(self.global_q, self.global_k, self.global_v)
-        backend = chosen(self.selection())
-        return backend, call, Rows.of(call, own, backend)
+        return call, Rows.of(call, own)
 
     def query_padding(self) -> Tensor | None:
         """Bool [B, 1, N], True where the query is padded."""
@@ -243,10 +253,10 @@ def _exact(q: Tensor) -> torch.autocast:
 def _forward(a: Arguments) -> tuple[Tensor, Tensor]:
     if a.q.numel() == 0 or a.k.numel() == 0:
         return _empty(a.q)
-    backend, call, rows = a.prepare()
-    out, lse = backend.forward(call) if call.shows_anything else _empty(a.q)
+    call, rows = a.prepare()
+    out, lse = a.on_backend(lambda backend: backend.forward(call) if call.shows_anything else _empty(a.q))
     if rows is not None:
-        rows.forward(out, lse)
+        a.on_backend(lambda backend: rows.forward(backend, out, lse))
     if a.sinks is not None:
         total = torch.logaddexp(lse, a.sinks.to(lse.dtype)[:, None])
         out = out.mul_((lse - total).exp_()[..., None].to(out.dtype))
@@ -262,7 +272,7 @@ def probabilities(a: Arguments, local: Callable[[Call, Tensor], Tensor]) -> Tens
     if a.q.numel() == 0 or a.k.numel() == 0:
         return a.q.new_zeros(*a.q.shape[:3], a.k.shape[2], dtype=accumulation_dtype(a.q.dtype))
     _, lse = _forward(a)
-    _, call, rows = a.prepare()
+    call, rows = a.prepare()
     found = local(call, lse)
     if rows is not None:
         rows.weigh(found, lse)
@@ -275,7 +285,7 @@ def _backward(
     inputs = {name: x for name in _DIFFERENTIABLE if (x := getattr(a, name)) is not None}
     if a.q.numel() == 0 or a.k.numel() == 0:
         return [torch.zeros_like(x) for x in inputs.values()]
-    backend, call, rows = a.prepare()
+    call, rows = a.prepare()
     if (padded := a.query_padding()) is not None:
         grad_out = grad_out.masked_fill(padded[..., None], 0)
         grad_lse = None if grad_lse is None else grad_lse.masked_fill(padded, 0)
@@ -285,7 +295,7 @@ def _backward(
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)
     local = lse if rows is None else rows.without(lse)
     if call.shows_anything:
-        found = backend.backward(call, grad_out, delta, local)
+        found = a.on_backend(lambda backend: backend.backward(call, grad_out, delta, local))
     else:
         found = Gradients(torch.zeros_like(a.q), torch.zeros_like(a.k), torch.zeros_like(a.v), None)
     grads: dict[str, Tensor | None] = {**_named(found)}
@@ -296,7 +306,8 @@ def _backward(
         separate = a.global_q is not None
         names = ("global_q", "global_k", "global_v") if separate else ("q", "k", "v")
         targets = [torch.zeros_like(inputs[n]) if separate else grads[n] for n in names]
-        rows.backward(grad_out, delta, lse, tuple(targets), found.band_bias)  # type: ignore[arg-type]
+        upstream = (grad_out, delta, lse)
+        a.on_backend(lambda backend: rows.backward(backend, upstream, tuple(targets), found.band_bias))  # type: ignore[arg-type]
         grads.update(zip(names, targets, strict=True))
     return [grads[n] if grads.get(n) is not None else torch.zeros_like(x) for n, x in inputs.items()]  # type: ignore[misc]
 

@@ -14,9 +14,11 @@ from functools import lru_cache
 
 from lf_backend import registry
 from lf_backend.backend import Backend
-from lf_backend.errors import LFError, UnsupportedError
+from lf_backend.errors import BuildError, LFError, UnsupportedError
 from lf_backend.problem import Machine, Problem
+from lf_backend.registry import Broken
 
+_ruled_out: dict[tuple[str, Problem], str] = {}
 _in_use: ContextVar[str] = ContextVar("lf_backend.use_backend", default="")
 
 
@@ -77,19 +79,29 @@ def _select(problem: Problem, machine: Machine, asked: str | None, version: int)
     entries = registry.backends()
     if asked is not None and asked not in entries:
         raise unknown(asked)
-    verdicts = tuple(
-        Verdict(
-            name,
-            tuple(entry.reasons(problem, machine))
-            if isinstance(entry, Backend)
-            else (f"could not be loaded: {entry.error}",),
-        )
-        for name, entry in entries.items()
-    )
+    verdicts = tuple(Verdict(name, _reasons(entry, problem, machine)) for name, entry in entries.items())
     able = [verdict.backend for verdict in verdicts if not verdict.reasons]
     if asked is not None:
         able = [name for name in able if name == asked]
     return Selection(problem, machine, verdicts, able[0] if able else None, asked)
+
+
+def _reasons(entry: Backend | Broken, problem: Problem, machine: Machine) -> tuple[str, ...]:
+    if isinstance(entry, Broken):
+        return (f"could not be loaded: {entry.error}",)
+    failure = _ruled_out.get((entry.name, problem))
+    return (*entry.reasons(problem, machine), *(() if failure is None else (failure,)))
+
+
+def rule_out(selection: Selection, error: BuildError) -> None:
+    """Remember that the chosen backend could not be built for the problem: a reason from now on.
+
+    Args:
+        error: what it said.
+    """
+    assert selection.chosen is not None, "a backend that was built was chosen"
+    _ruled_out[selection.chosen, selection.problem] = str(error)
+    _select.cache_clear()
 
 
 def chosen(selection: Selection) -> Backend:

@@ -1,0 +1,186 @@
+"""FlexAttention, compiled, with block masks from the bounds of the pattern instead of from N x M pairs.
+
+Columns of global tokens are gathered behind the keys, so that one softmax holds everything; padding,
+columns and lengths are tensors that the mask captures, so that a new length does not compile again.
+
+CUDA alone: compiled for a CPU, FlexAttention (torch 2.13) has no backward and gives no log-sum-exp. No GPU
+has run this file so far. Its arithmetic is tested with a dense stand-in for `flex_attention` that reads the
+lists of blocks, its masks with `flex_attention` itself, compiled for a CPU; its speed is unmeasured, hence
+a priority below whatever else can run a call. The backward computes the forward once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from copy import copy
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.bands import Form
+from lf_backend.errors import BuildError
+from lf_backend.interchange import BLOCK, MaskMod, block_mask, block_states, mask_mod
+from lf_backend.problem import Feature, Machine, Problem
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+SMALLEST = 16  # head_dim of its kernels
+VARIANTS = 256  # patterns, dtypes and shapes of heads that may be compiled in one process
+
+
+class Flex(Backend):
+    """See the module."""
+
+    name = "flex"
+    priority = 20
+    capabilities = Capabilities(
+        features=frozenset(Feature) - {Feature.BAND_BIAS, Feature.DROPOUT},
+        dtypes=frozenset({"float32", "bfloat16", "float16"}),
+        devices=frozenset({"cuda"}),
+        packages=("triton",),
+    )
+
+    def reasons(self, problem: Problem, machine: Machine) -> list[str]:
+        found = super().reasons(problem, machine)
+        if problem.head_dim < SMALLEST:
+            found.append(f"head_dim >= {SMALLEST} wanted, call has {problem.head_dim}")
+        return found
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        out, lse = self._attend(call, call.q, *_with_columns(call))
+        return out.masked_fill(lse[..., None] == -torch.inf, 0), lse
+
+    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+        """FlexAttention's own backward, of the local softmax.
+
+        With w = exp(own lse - lse), the share of the local part, its upstream gradients are w * grad_out
+        and, of its lse, what makes every delta ours: sum(w * grad_out * out) - w * delta.
+        """
+        keys = call.k.shape[2]
+
+        def differentiate() -> tuple[Tensor, ...]:
+            inputs = [x.detach().requires_grad_() for x in (call.q, *_with_columns(call))]
+            out, own = self._attend(call, *inputs)
+            share = (own.detach() - lse).exp_()
+            upstream = (share[..., None] * grad_out).to(out.dtype)
+            upstream_lse = (upstream * out.detach()).sum(-1, dtype=own.dtype) - share * delta
+            return torch.autograd.grad((out, own), inputs, (upstream, upstream_lse))
+
+        grad_q, *more = _recorded(call.q.device, differentiate)
+        grad_k, grad_v = (grad[:, :, :keys] for grad in more)
+        if call.columns is not None:
+            for example, at in enumerate(call.columns.positions):
+                for grad, found in zip((grad_k, grad_v), more, strict=True):
+                    grad[example].index_add_(1, at, found[example, :, keys:])
+        return Gradients(grad_q, grad_k.contiguous(), grad_v.contiguous(), None)
+
+    def _attend(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Out and lse of the local part; k and v end with the columns."""
+        forms, padded = call.lowered.forms, call.key_padding is not None
+        shape = (*q.shape[1:3], call.k.shape[2], k.shape[2])
+        mask = copy(_blocks(forms, *shape, padded, q.device))
+        mask.mask_mod = _mask(call)
+        return self.attention(q, k, v, mask, call.scale, _softcap(call.softcap, q.device))
+
+    @staticmethod
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, score_mod: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The one call of FlexAttention."""
+        from torch._dynamo import config
+        from torch._dynamo.exc import TorchDynamoException
+        from torch.nn.attention.flex_attention import AuxRequest
+
+        try:
+            with config.patch(recompile_limit=VARIANTS, accumulated_recompile_limit=VARIANTS):
+                out, more = _compiled()(
+                    q, k, v, score_mod, mask, scale, q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True)
+                )
+        except TorchDynamoException as error:
+            raise BuildError(f"FlexAttention does not compile: {type(error).__name__}: {error}") from error
+        return out, more.lse
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, fullgraph=True, dynamic=True)
+
+
+def _with_columns(call: Call) -> tuple[Tensor, Tensor]:
+    """k and v [B, Hkv, M + G, D]: the keys, and those of global columns once more."""
+    if call.columns is None:
+        return call.k, call.v
+    at = call.columns.positions[:, None, :, None]
+    k, v = (
+        torch.cat([x, x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3]))], 2) for x in (call.k, call.v)
+    )
+    return k, v
+
+
+@lru_cache(maxsize=64)
+def _blocks(
+    forms: tuple[Form, ...], heads: int, queries: int, keys: int, slots: int, padded: bool,
+    device: torch.device,
+) -> BlockMask:  # fmt: skip
+    """Lists of blocks over keys and, up to `slots`, columns. With padding none is full: examples differ."""
+    states = block_states(forms, heads, queries, keys).clamp(max=1 if padded else 2)
+    wide = states.new_ones(*states.shape[:2], -(-slots // BLOCK))
+    whole = states.shape[2] if slots == keys else keys // BLOCK
+    wide[..., :whole] = states[..., :whole]
+    return block_mask(wide.to(device), queries, slots, _everything)
+
+
+def _everything(batch: Any, head: Any, query: Any, key: Any) -> Any:
+    return key >= 0
+
+
+def _mask(call: Call) -> MaskMod:
+    """Pairs of the local part, each once: in its place if a band or rule shows it, else in its column."""
+    device, columns, padding = call.q.device, call.columns, call.key_padding
+    local = mask_mod(call.lowered.forms, device)
+    offset, keys = (torch.tensor(x, device=device) for x in (call.offset, call.k.shape[2]))
+
+    def in_place(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        seen = local(head, query + offset, key)
+        return seen if padding is None else seen & ~padding[batch, key.clamp(max=keys - 1)]
+
+    if columns is None:
+        return in_place
+    positions, valid, causal = columns
+
+    def either(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        slot = (key - keys).clamp(min=0)
+        at = positions[batch, slot]
+        column = valid[batch, slot] & ~local(head, query + offset, at)
+        if causal:
+            column = column & (at <= query + offset)
+        return torch.where(key < keys, in_place(batch, head, query, key), column)
+
+    return either
+
+
+def _softcap(cap: float | None, device: torch.device) -> Any:
+    if cap is None:
+        return None
+    limit = torch.tensor(cap, device=device)
+    return lambda score, batch, head, query, key: limit * torch.tanh(score / limit)
+
+
+def _recorded(device: torch.device, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The work in a thread of its own: inside a custom operator, autograd records nothing in this one."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def there() -> tuple[Tensor, ...]:
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
+            return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(there).result()
