@@ -9,6 +9,7 @@ backward, per pair and head; their share is of the rate of a large float32 matri
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 import lf_backend as lf
 from benchmarks import peers, record
 from benchmarks.record import Row
+from lf_backend.blockmap import block_map
 from lf_backend.measure import Timing, interleaved, peak_bytes
 
 LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
@@ -150,21 +152,60 @@ def short(repeats: int) -> Iterator[Row]:
 
 def memory(repeats: int) -> Iterator[Row]:
     """Peak of forward + backward over the bytes of q, k, v, out and their gradients."""
-    for length in (16384, 65536):
+    big_bird = lf.sparsity.big_bird(65536)
+    for name, pattern, length in (
+        ("window", BASE, 16384), ("window", BASE, 65536), ("BigBird", big_bird, 16384),
+        ("BigBird", big_bird, 32768),
+    ):  # fmt: skip
         inputs = _inputs(torch.float32, True, length)
 
-        def run(inputs: list[Tensor] = inputs) -> Any:
-            out = lf.attention(inputs[0], inputs[1], inputs[2], BASE)
+        def run(inputs: list[Tensor] = inputs, pattern: lf.Pattern = pattern) -> Any:
+            out = lf.attention(inputs[0], inputs[1], inputs[2], pattern)
             return out, torch.autograd.grad(out, inputs, out.detach())
 
         unit = inputs[0].numel() * 4  # 8 of them: q, k, v, out and the gradient of each
         peak = peak_bytes(run) + 3 * unit  # with q, k, v, which were there before
         yield {
-            "work": f"forward + backward, N {length:,}",
+            "work": f"{name}, forward + backward, N {length:,}",
             "name": "lf_backend",
             "peak MiB": peak / 2**20,
             "peak / (q, k, v, out, gradients)": peak / (8 * unit),
         }
+
+
+def sparse(repeats: int) -> Iterator[Row]:
+    """Predicates against SDPA under the same dense mask: BigBird, and 64 packed documents."""
+    for name, pattern in (("BigBird", lf.sparsity.big_bird(LENGTH)), ("documents", _packed(64, LENGTH))):
+        mask = pattern.mask(LENGTH)[None]
+        works = {"lf_backend": _ours(pattern), "SDPA, dense mask": peers.masked(mask)}
+        for word, kind in (("forward", _forward), ("forward + backward", _both)):
+            runs = {peer: kind(run) for peer, run in works.items()}
+            _check_equal(runs)
+            yield from _rows(f"{name}, {word}", interleaved(runs, repeats), None)
+
+
+def maps(repeats: int) -> Iterator[Row]:
+    """A block map from bounds against one forward of the same pattern, N 65,536."""
+    length = 65536
+    q, k, v = _inputs(torch.float32, False, length)
+    patterns = {
+        "BigBird": lf.sparsity.big_bird(length),
+        "blocks of 256": lf.sparsity.block_local(256, reach=1),
+        "512 documents": _packed(512, length),
+        "256 x 256 pixels": lf.sparsity.neighbourhood(256, 256, reach=7),
+    }
+    for name, pattern in patterns.items():
+
+        def make(pattern: lf.Pattern = pattern) -> object:
+            block_map.cache_clear()
+            return block_map(pattern.lowered.others, 0, length, length, rows=64)
+
+        def run(pattern: lf.Pattern = pattern) -> Tensor:
+            return lf.attention(q, k, v, pattern)
+
+        times = interleaved({"map": make, "forward": run}, min(repeats, 3), warmup=1)
+        share = times["map"].median / times["forward"].median
+        yield {"work": name, "name": "map", **_times(times["map"]), "time / forward": share}
 
 
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
@@ -173,6 +214,8 @@ SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
     "module": module,
     "short": short,
     "memory": memory,
+    "sparse": sparse,
+    "maps": maps,
     "backends": backends,
 }
 
@@ -182,6 +225,12 @@ def _inputs(dtype: torch.dtype, grad: bool, length: int = LENGTH) -> list[Tensor
     shape = (1, length, HEADS, HEAD_DIM)
     drawn = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
     return [x.transpose(1, 2).requires_grad_(grad) for x in drawn]
+
+
+def _packed(count: int, length: int) -> lf.Pattern:
+    """Documents of random lengths."""
+    ends = random.Random(0).sample(range(1, length), count - 1)
+    return lf.sparsity.documents([0, *sorted(ends), length])
 
 
 def _ours(pattern: lf.Pattern, backend: str | None = None) -> peers.Attention:

@@ -72,6 +72,11 @@ def dense(pattern: Pattern, length: int, device: torch.device | str = "cpu") -> 
     return F.scaled_dot_product_attention
 
 
+def masked(mask: Tensor) -> Attention:
+    """scaled_dot_product_attention under a dense mask, what people write for a custom pattern."""
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask)
+
+
 def blocked_sdpa(pattern: Window, length: int, rows: int = 256) -> Attention:
     """scaled_dot_product_attention of each block of queries with the keys around it."""
     left, right = pattern.left, pattern.right
