@@ -100,7 +100,7 @@ def rule_out(selection: Selection, error: BuildError) -> None:
         error: what it said.
     """
     assert selection.chosen is not None, "a backend that was built was chosen"
-    _ruled_out[selection.chosen, selection.problem] = str(error)
+    _ruled_out[selection.chosen, selection.problem] = " ".join(str(error).split())
     _select.cache_clear()
 
 
