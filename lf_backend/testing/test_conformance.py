@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lf_backend as lf
-from lf_backend import registry
+from lf_backend import blockmap, registry
 from lf_backend.backend import Backend
 from lf_backend.problem import Feature, Machine
 from lf_backend.testing.cases import CASES, Case, named
@@ -74,6 +74,16 @@ def test_random_case(name: str, device: torch.device, case: Case, dtype: str) ->
             check(case, name, kind, device)
     else:
         check(case, name, kind, device)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=title) for title, c in named() if c.pattern.lowered.others]
+)
+def test_bounds_hold(case: Case) -> None:
+    """What backends skip, trusting the bounds of a predicate, is invisible; what they do not mask is not."""
+    for rule in case.pattern.lowered.others:
+        for head in range(case.heads):
+            blockmap.check(rule, head, case.queries, case.length)
 
 
 @every_backend

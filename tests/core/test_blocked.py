@@ -31,6 +31,9 @@ PATTERNS = [
     lf.Window(16, 16, dilation=3),
     lf.Window(16, 16, dilation=(1, 1, 2, 2)),
     WINDOW & lf.Causal(),
+    lf.sparsity.block_local(64, reach=1),
+    lf.sparsity.documents(range(0, 8193, 100)) | lf.Window(8, 0),
+    lf.sparsity.big_bird(8192, block=32),
 ]
 
 
@@ -53,3 +56,26 @@ def test_transposed_views_are_not_copied() -> None:
     unit = length * 4 * 32 * 4
     out_and_lse = unit + unit // 32
     assert run(length, grad=False) < out_and_lse + unit / 2
+
+
+def test_keys_in_one_place_are_not_gathered() -> None:
+    """A block, its neighbours and unaligned documents: each query block reads one range of keys."""
+    length = 16384
+    unit = length * 4 * 32 * 4
+    for pattern in (lf.sparsity.block_local(128, reach=1), lf.sparsity.documents(range(0, length, 100))):
+        assert run(length, grad=False, pattern=pattern) < unit + unit // 32 + unit / 2
+
+
+def test_a_predicate_with_bounds_is_asked_about_its_blocks_alone() -> None:
+    asked = []
+
+    def same(head, query, key):
+        asked.append(torch.broadcast_shapes(query.shape, key.shape).numel())
+        return query // 100 == key // 100
+
+    def bounds(head, first, last, m):
+        return [(first // 100 * 100, (last // 100 + 1) * 100, first // 100 == last // 100)]
+
+    q = torch.randn(1, 2, 6400, 8)
+    lf.attention(q, q, q, lf.Predicate(same, bounds), backend="blocked")
+    assert sum(asked) < 6400 * 200

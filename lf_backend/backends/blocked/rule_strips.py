@@ -29,8 +29,9 @@ class RuleStrip(Strip):
         for rows, spans in zip(self._rows(BAND_ROWS), rule_map(self.call, self.heads.start), strict=True):
             if not spans and not self.first:
                 continue
-            keys = positions(spans or NOTHING).to(self.call.q.device)
-            at = slice(*spans[0][:2]) if len(spans) == 1 else keys
+            spans = spans or NOTHING
+            keys, low, high = positions(spans).to(self.call.q.device), spans[0].start, spans[-1].stop
+            at = slice(low, high) if len(keys) == high - low else keys
             yield rows, at, self._float(self._hidden(self._queries(rows)[:, None], keys, spans))
 
     def _hidden(self, queries: Tensor, keys: Tensor, spans: Spans) -> Tensor:
@@ -39,7 +40,7 @@ class RuleStrip(Strip):
         hidden |= self._elsewhere[keys]
         for band in self.shown:
             hidden |= band.sees(0, queries, keys)
-        full = torch.cat([torch.full((stop - start,), full) for start, stop, full in spans or NOTHING])
+        full = torch.cat([torch.full((stop - start,), full) for start, stop, full in spans])
         if not full.all():
             head = torch.tensor(self.heads.start, device=keys.device)
             partial = full.logical_not().nonzero()[:, 0].to(keys.device)
