@@ -94,7 +94,7 @@ class Flex(Backend):
     ) -> tuple[Tensor, Tensor]:
         """The one call of FlexAttention."""
         from torch._dynamo import config
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
         from torch.nn.attention.flex_attention import AuxRequest
 
         try:
@@ -102,7 +102,7 @@ class Flex(Backend):
                 out, more = _compiled()(
                     q, k, v, score_mod, mask, scale, q.shape[1] != k.shape[1], return_aux=AuxRequest(lse=True)
                 )
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             raise BuildError(f"FlexAttention does not compile: {type(error).__name__}: {error}") from error
         return out, more.lse
 

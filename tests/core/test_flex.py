@@ -4,6 +4,8 @@ The stand-in reads the lists of blocks as the kernels do: what they leave out is
 that they call full are not masked.
 """
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -122,6 +124,35 @@ def test_new_lengths_do_not_compile_again(traced, text) -> None:
         wanted = lf.attention(q, k, v, text, return_lse=True, backend="reference", **given)
         torch.testing.assert_close((out, lse), wanted)
     assert traced.frame_count == 2  # one for the first length, one for all lengths of several blocks
+
+
+class Fused(StandIn):
+    """FlexAttention compiled for a CPU, where it gives no lse: here all zeros, as if every row saw a key."""
+
+    name = "flex_fused"
+
+    @staticmethod
+    def attention(q, k, v, mask, scale, score_mod):
+        compiled = torch.compile(flex_attention, fullgraph=True)
+        return compiled(q, k, v, score_mod, mask, scale, q.shape[1] != k.shape[1]), torch.zeros(q.shape[:3])
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, of its compiler
+def test_the_mask_compiles_to_a_kernel() -> None:
+    """Padding, columns per example, grouped heads, dilation per head, a predicate with a table, softcap."""
+    torch._dynamo.reset()
+    registry.register(Fused)
+    q, k, v = torch.randn(2, 4, 300, 16), *torch.randn(2, 2, 2, 555, 16)
+    padding = torch.zeros(2, 555, dtype=torch.bool)
+    padding[0, 400:430] = True
+    given = {"key_padding": padding, "global_mask": torch.rand(2, 555) < 0.02, "softcap": 5.0}
+    pattern = "window(40, 9, dilation=[1, 2, 3, 3]) | documents([0, 280, 410])"
+    try:
+        out = lf.attention(q, k, v, pattern, backend="flex_fused", **given)
+    finally:
+        registry.unregister("flex_fused")
+    torch.testing.assert_close(out, lf.attention(q, k, v, pattern, backend="reference", **given))
 
 
 def test_it_says_what_it_cannot() -> None:
