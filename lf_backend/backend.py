@@ -147,6 +147,10 @@ class Backend(ABC):
         """All reasons against. Extend it for what class data cannot say; never shorten it."""
         return self.capabilities.reasons(problem, machine)
 
+    def details(self) -> str:
+        """What `info` says besides the capabilities, e.g. the operators of a package behind it."""
+        return ""
+
     @abstractmethod
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         """Out [B, H, N, D] in q's dtype and lse [B, H, N], float32 (float64 for float64).

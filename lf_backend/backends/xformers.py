@@ -17,7 +17,7 @@ local biases, FlashAttention-2's, not deterministic: hence a priority at which i
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -60,6 +60,13 @@ class Xformers(Backend):
         if machine.capability is not None and machine.capability < (8, 0):
             found.append(f"capability >= 8.0 wanted, machine has {'.'.join(map(str, machine.capability))}")
         return found
+
+    def details(self) -> str:
+        """xformers' own list of operators, as `python -m xformers.info` has it."""
+        if importlib.util.find_spec("xformers") is None:
+            return ""
+        operators = (*_fmha().ALL_FW_OPS, *_fmha().ALL_BW_OPS)
+        return ", ".join(f"{op.NAME} {'yes' if op.is_available() else 'no'}" for op in operators)
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         out = torch.zeros(call.q.shape, dtype=torch.float32, device=call.q.device)

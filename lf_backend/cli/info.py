@@ -14,13 +14,16 @@ import lf_backend
 from lf_backend.backend import FLOATS, Backend
 from lf_backend.patching import adapters
 from lf_backend.problem import OPTIONAL_PACKAGES, Feature, Machine
-from lf_backend.registry import Broken, backends
+from lf_backend.registry import Broken, backends, working
 
 
 def show(console: Console) -> None:
     """Print versions, devices, the table of backends, and what could not be loaded."""
     console.print(_machine())
     console.print(_backends({n: entry for n, entry in backends().items() if isinstance(entry, Backend)}))
+    for backend in working().values():
+        if details := backend.details():
+            console.print(f"{backend.name}: {details}", highlight=False, markup=False)
     found = adapters()
     loaded = [name for name, adapter in found.items() if not isinstance(adapter, Broken)]
     console.print(f"integrations: {', '.join(loaded) or 'none installed'}", highlight=False)

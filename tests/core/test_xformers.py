@@ -120,3 +120,9 @@ def test_it_says_what_it_cannot() -> None:
         "head_dim % 8 == 0 wanted, call has 20",
         "capability >= 8.0 wanted, machine has 7.0",
     )
+
+
+def test_info_has_xformers_own_operators() -> None:
+    words = Xformers().details().split(", ")
+    assert any(word.startswith("fa2F") for word in words)
+    assert {word.split()[-1] for word in words} <= {"yes", "no"}
