@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +28,8 @@ from lf_backend.selection import Selection, chosen, preference, rule_out, select
 
 T = TypeVar("T")
 
-_patterns: dict[str, Pattern] = {}
+# As attributes and not in a dict, of which torch.compile sees no entry that was made in the same trace.
+_patterns = SimpleNamespace()
 
 
 def intern(pattern: Pattern) -> str:
@@ -43,7 +45,8 @@ def intern(pattern: Pattern) -> str:
 def resolve(text: str) -> Pattern:
     """The pattern behind a string: one that was interned, else what the text says."""
     _read(text)
-    return _patterns[text]
+    found: Pattern = getattr(_patterns, text)
+    return found
 
 
 # These two run at once where torch.compile traces, which would put entries off until after the run.
@@ -51,13 +54,13 @@ def resolve(text: str) -> Pattern:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _remember(pattern: Pattern) -> None:
-    _patterns[pattern.text] = pattern
+    setattr(_patterns, pattern.text, pattern)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _read(text: str) -> None:
-    if text not in _patterns:
-        _patterns[text] = parse(text)
+    if not hasattr(_patterns, text):
+        setattr(_patterns, text, parse(text))
 
 
 @dataclass(frozen=True, eq=False)

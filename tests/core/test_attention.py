@@ -31,6 +31,16 @@ def test_a_new_string_may_meet_torch_compile_first() -> None:
     assert torch.equal(compiled(*inputs), lf.attention(*inputs, text))
 
 
+def test_patterns_that_are_first_met_in_one_trace() -> None:
+    q, k, v = (torch.randn(1, 2, 16, 8) for _ in range(3))
+
+    def layers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return lf.attention(lf.attention(q, k, v, "window(13, 0)"), k, v, "window(13, 1)")
+
+    compiled = torch.compile(layers, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), layers(q, k, v))
+
+
 @every_backend
 def test_compiles_whole_and_new_lengths_do_not_recompile(backend: str) -> None:
     def layer(q, k, v, padding):
