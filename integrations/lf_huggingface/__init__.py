@@ -1,13 +1,22 @@
-"""Hugging Face transformers: Longformer and the encoder of LED, through `lf_backend.patch`.
+"""Hugging Face transformers: models by configuration, Longformer and LED by patching.
+
+    import lf_huggingface
+
+    config.lf_attention = "window(256, 256) | global(0)"  # or leave the model its own window
+    model = AutoModel.from_config(config, attn_implementation="lf")
+
+is for models that attend through transformers' attention interface; see `routed` and `configured`. Those
+that do not are patched:
 
     import lf_backend as lf
 
     lf.patch(model)  # what the model's config says, with Longformer's own answers
     lf.patch(model, "window(256, 256, dilation=2)")  # or another pattern
 
-Importing this package does not import transformers; meeting one of its models does.
+Importing this package does not import transformers; meeting one of its models does, and "lf" is registered
+with transformers when its models are loaded, before or after.
 
-Outputs, loss and gradients are upstream's, to rounding. What differs, all of it:
+Of patched models outputs, loss and gradients are upstream's, to rounding. What differs, all of it:
 
 - Any length and any mixture of windows runs, without padding; `global_attentions` therefore cover the
   length that was given, where upstream's cover the padded one.
@@ -21,8 +30,26 @@ Otherwise, as in upstream, the `*_global` parameters of a batch without any glob
 get no gradient, which DistributedDataParallel must be told (`find_unused_parameters=True`).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from lf_huggingface.plan import HuggingFace
+from lf_huggingface.register import register, unregister, when_imported
+
+if TYPE_CHECKING:
+    from lf_huggingface.window_cache import WindowCache
 
 adapter = HuggingFace()
+when_imported()
 
-__all__ = ["HuggingFace", "adapter"]
+__all__ = ["HuggingFace", "WindowCache", "adapter", "register", "unregister"]
+
+
+def __getattr__(name: str) -> Any:
+    """What is a class of transformers', or needs one, is loaded when it is first used."""
+    if name != "WindowCache":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lf_huggingface.window_cache import WindowCache
+
+    return WindowCache
