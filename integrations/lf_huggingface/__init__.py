@@ -32,24 +32,26 @@ get no gradient, which DistributedDataParallel must be told (`find_unused_parame
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lf_huggingface.plan import HuggingFace
 from lf_huggingface.register import register, unregister, when_imported
 
 if TYPE_CHECKING:
+    from lf_huggingface.conversion import convert
     from lf_huggingface.window_cache import WindowCache
 
 adapter = HuggingFace()
 when_imported()
 
-__all__ = ["HuggingFace", "WindowCache", "adapter", "register", "unregister"]
+__all__ = ["HuggingFace", "WindowCache", "adapter", "convert", "register", "unregister"]
+
+_HOMES = {"WindowCache": "lf_huggingface.window_cache", "convert": "lf_huggingface.conversion"}
 
 
 def __getattr__(name: str) -> Any:
-    """What is a class of transformers', or needs one, is loaded when it is first used."""
-    if name != "WindowCache":
+    """What needs transformers itself is loaded when it is first used."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lf_huggingface.window_cache import WindowCache
-
-    return WindowCache
+    return getattr(import_module(_HOMES[name]), name)

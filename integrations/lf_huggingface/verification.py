@@ -1,0 +1,58 @@
+"""The proof of a conversion: on inputs that both models see whole, they give the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lf_huggingface.errors import ConversionError
+
+_LONGEST = 64
+
+
+def difference(short: nn.Module, long: nn.Module) -> float:
+    """The largest difference of the first output, over its largest value, on one seeded input.
+
+    The input is as long as the old model and half a window of the new one allow, 64 tokens at most.
+    """
+    config: Any = short.config
+    window = _window(long.config)
+    length = min(_LONGEST, window // 2 + 1, getattr(config, "max_position_embeddings", _LONGEST) - 2)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (2, max(length, 1)), generator=generator)
+    device = next(short.parameters()).device
+    ids = ids.masked_fill(ids == config.pad_token_id, (config.pad_token_id or 0) + 1).to(device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    added = {}
+    if hasattr(long.config, "attention_window"):
+        added["global_attention_mask"] = torch.zeros_like(ids)
+    found = []
+    for model, arguments in ((short, batch), (long, {**batch, **added})):
+        was_training = model.training
+        with torch.no_grad():
+            found.append(model.eval()(**arguments)[0].float())
+        model.train(was_training)
+    return float((found[0] - found[1]).abs().max() / found[0].abs().max())
+
+
+def check(short: nn.Module, long: nn.Module) -> float:
+    """`difference`, which must be that of rounding.
+
+    Raises:
+        ConversionError: it is not.
+    """
+    found = difference(short, long)
+    dtype = next(short.parameters()).dtype
+    allowed = 4096 * torch.finfo(dtype).eps  # rounding through the layers, of a result of size 1
+    if not found <= allowed:
+        raise ConversionError(f"difference on short inputs <= {allowed:.1g} wanted, got {found:.1g}")
+    return found
+
+
+def _window(config: Any) -> int:
+    """The smallest window of the new model, in total."""
+    if hasattr(config, "attention_window"):
+        return int(min(config.attention_window))
+    return int(2 * config.lf_attention["left"])
