@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lf_backend.pattern import Pattern
 from lf_huggingface.plans import Mask, placed
+from lf_huggingface.recognise import PAST
 
 
 class Kept(int):
@@ -51,6 +52,10 @@ class Laid(NamedTuple):
 
 def with_sinks(k: Tensor, v: Tensor, pattern: Pattern, mask: Mask) -> Laid:
     """Keys [B, Hkv, K, D] of a `WindowCache`, which are in order: global tokens, window, queries."""
+    bands = pattern.lowered.bands
+    alike = all(layer.global_positions == pattern.global_positions for layer in mask.plan.layers)
+    if mask.queries.shape[1] == 1 and alike and len(bands) == 1 and set(bands[0].dilations) == {1}:
+        return Laid(k, v, PAST.text, mask.hidden, None)  # the cache keeps what one query sees
     return Laid(k, v, placed(pattern), mask.hidden, _marked(mask.positions, pattern))
 
 

@@ -10,6 +10,7 @@ The answer is exactly that of a cache of everything under the same pattern.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
     """Keys and values of one layer, [B, Hkv, S, D]: global tokens in order, then the window.
 
     Args:
-        reach: how many positions before the next query are kept.
+        reach: how many positions before a query it may see.
         sinks: positions of global tokens, which are kept for ever.
     """
 
@@ -63,39 +64,47 @@ class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
                 f"lf_attention: global positions among the first {self.reach + 1}, or in the first forward, "
                 f"wanted for a WindowCache, got {late[0]}: it sees all before it, and that is dropped"
             )
-        self.keys = torch.cat([self.keys, key_states], dim=2)
-        self.values = torch.cat([self.values, value_states], dim=2)
-        self.cumulative_length += new
-        seen = self._laid(past, min(past, self.reach) + new)
-        if not self.records:
+        if self.records:
+            self._set(past + new, ([self.keys, key_states], [self.values, value_states]), self.held)
+            return self._laid(past, min(past, self.reach) + new)
+        kept = self._parts(past, min(past, self.reach))
+        both = zip(kept, (key_states, value_states), strict=True)
+        self._set(past + new, [[*parts, last] for parts, last in both], self._sinks(past))
+        seen = self.keys, self.values
+        if new > 1:
             self._trim()
         return seen
 
-    def _laid(self, length: int, window: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the global tokens among the first `length`, then the last `window`."""
+    def _set(self, length: int, parts: Iterable[list[Tensor]], held: int) -> None:
+        """Keys and values from their parts, of which the first `held` slots are global tokens."""
+        self.keys, self.values = (torch.cat(some, dim=2) for some in parts)
+        self.cumulative_length, self.held = length, held
+
+    def _sinks(self, length: int) -> int:
+        return sum(at < length for at in self.sinks)
+
+    def _parts(self, length: int, window: int) -> list[list[Tensor]]:
+        """Of keys and of values: the global tokens among the first `length`, then the last `window`."""
         slots = self.keys.shape[2]
         first = self.cumulative_length - (slots - self.held)  # position of the window's first slot
-        wanted = [at for at in self.sinks if at < length]
+        wanted = self.sinks[: self._sinks(length)]
         front = [self.held + at - first if at >= first else self.sinks.index(at) for at in wanted]
-        keys, values = (
-            torch.cat([x[:, :, front], x[:, :, slots - window :]], dim=2)
-            if front
-            else x[:, :, slots - window :]
-            for x in (self.keys, self.values)
-        )
+        return [[x[:, :, front], x[:, :, slots - window :]] for x in (self.keys, self.values)]
+
+    def _laid(self, length: int, window: int) -> tuple[Tensor, Tensor]:
+        keys, values = (torch.cat(parts, dim=2) for parts in self._parts(length, window))
         return keys, values
 
     def _trim(self) -> None:
-        """Drop what no later query sees."""
+        """Drop what the last query does not see, and so no later one."""
         length = self.cumulative_length
-        self.keys, self.values = self._laid(length, min(length, self.reach))
-        self.held = sum(at < length for at in self.sinks)
+        self._set(length, self._parts(length, min(length, self.reach + 1)), self._sinks(length))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Number of keys that an update with so many queries returns, and what they are."""
         past = self.cumulative_length
         window = min(past, self.reach)
-        sinks = tuple(at for at in self.sinks if at < past)
+        sinks = self.sinks[: self._sinks(past)]
         return len(sinks) + window + query_length, Kept(past - window, sinks)
 
     def get_seq_length(self) -> int:

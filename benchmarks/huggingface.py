@@ -1,0 +1,218 @@
+"""Whole models of transformers, stock and through lf_backend: `python -m benchmarks.huggingface`.
+
+Seeded weights in the shapes of published models, with fewer layers, which are all alike. What is compared
+runs in turn in one process, on results found equal first; report ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import lf_backend as lf
+import lf_huggingface
+from benchmarks import record
+from lf_backend.measure import Timing, interleaved, peak_bytes
+
+Row = dict[str, Any]
+OURS, STOCK = "lf_backend", "Hugging Face"
+WINDOW, CONTEXT = 1024, 32768
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each section")
+    parser.add_argument("--layers", type=int, default=3, help="layers of each model")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="sections, all by default")
+    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console, rows = Console(width=120), []
+    console.print(record.environment())
+    for name in options.only or SECTIONS:
+        found = list(SECTIONS[name](options.repeats, options.layers))
+        rows += [{"section": name, "layers": options.layers, **row} for row in found]
+        console.print(_table(name, found))
+    if options.save:
+        console.print(f"saved {record.save(options.save, rows)}")
+
+
+def longformer(repeats: int, layers: int) -> Iterator[Row]:
+    """Longformer-base's shape, N 4,096, window 512, one global token, float32."""
+    config = transformers.LongformerConfig(
+        attention_window=[512] * layers, num_hidden_layers=layers, max_position_embeddings=4098
+    )
+    stock = _seeded(transformers.LongformerModel, config)
+    patched = copy.deepcopy(stock)
+    lf.patch(patched)
+    batch = _batch(4096, is_global=True)
+    yield from _compared("forward", {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}, repeats)
+    runs = {OURS: _step(patched, batch), STOCK: _step(stock, batch)}
+    yield from _compared("training step", runs, repeats)
+    yield from _peaks("training step", runs)
+    dense = {"feed-forward, projections and norms alone": _forward(_without_attention(stock), batch)}
+    yield from _rows("forward", interleaved(dense, repeats), None)
+
+
+def led(repeats: int, layers: int) -> Iterator[Row]:
+    """LED-base's encoder, N 16,384, window 1,024, forward, float32."""
+    config = transformers.LEDConfig(
+        attention_window=[1024] * layers, encoder_layers=layers, decoder_layers=1, d_model=768,
+        encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=3072, decoder_ffn_dim=3072,
+    )  # fmt: skip
+    stock = _seeded(transformers.LEDModel, config).encoder
+    patched = copy.deepcopy(stock)
+    lf.patch(patched)
+    batch = _batch(16384, is_global=True)
+    runs = {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}
+    yield from _compared("forward", runs, repeats)
+    yield from _peaks("forward", runs)
+
+
+def modernbert(repeats: int, layers: int) -> Iterator[Row]:
+    """ModernBERT-base's shape, N 8,192, every third layer full, forward, against its SDPA, float32."""
+    config = transformers.ModernBertConfig(num_hidden_layers=layers)
+    stock = _seeded(transformers.ModernBertModel, config, "sdpa")
+    ours = copy.deepcopy(stock)
+    ours.set_attn_implementation("lf")
+    batch = _batch(8192, is_global=False)
+    yield from _compared("forward", {OURS: _forward(ours, batch), STOCK: _forward(stock, batch)}, repeats)
+
+
+def decoding(repeats: int, layers: int) -> Iterator[Row]:
+    """One token, window 1,024 and 4 sinks: WindowCache against SDPA on a cache of everything."""
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=1024, intermediate_size=64, num_hidden_layers=1, num_attention_heads=16,
+        num_key_value_heads=16, max_position_embeddings=2 * CONTEXT,
+    )  # fmt: skip
+    config.lf_attention = f"window({WINDOW - 1}, 0) | global(0, 1, 2, 3)"
+    stock = _seeded(transformers.LlamaModel, config, "sdpa")
+    ours = copy.deepcopy(stock)
+    ours.set_attn_implementation("lf")
+    for context in (WINDOW, CONTEXT):
+        caches = {
+            OURS: _filled(lf_huggingface.WindowCache(ours.config), context),
+            STOCK: _filled(transformers.DynamicCache(), context),
+        }
+        runs = {OURS: _token(ours, caches[OURS]), STOCK: _token(stock, caches[STOCK])}
+        times = interleaved(runs, 5 * repeats)
+        yield from _rows(f"context {context:,}", times, times[OURS])
+        for name, cache in caches.items():
+            kept = cache.layers[0].keys.untyped_storage().nbytes() / 2**20
+            yield {"work": f"context {context:,}", "name": name, "keys, MiB": kept}
+
+
+SECTIONS: dict[str, Callable[[int, int], Iterator[Row]]] = {
+    "longformer": longformer,
+    "led": led,
+    "modernbert": modernbert,
+    "decoding": decoding,
+}
+
+
+def _seeded(kind: Any, config: Any, attention: str = "eager") -> Any:
+    torch.manual_seed(0)
+    return kind._from_config(config, attn_implementation=attention).train(False)
+
+
+def _batch(length: int, is_global: bool) -> dict[str, Tensor]:
+    ids = torch.randint(10, 1000, (1, length), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if is_global:
+        batch["global_attention_mask"] = torch.zeros_like(ids).index_fill_(1, torch.tensor([0]), 1)
+    return batch
+
+
+def _forward(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return model(**batch)[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        model.zero_grad()
+        out: Tensor = model(**batch)[0]
+        out.square().mean().backward()  # type: ignore[no-untyped-call]
+        return torch.cat([x.grad.flatten() for x in model.parameters() if x.grad is not None])
+
+    return run
+
+
+def _without_attention(stock: nn.Module) -> nn.Module:
+    """The model with its projections, and without attention between them."""
+
+    class Passing(type(stock.encoder.layer[0].attention.self)):  # type: ignore[misc]
+        def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
+            return (self.query(hidden_states) + self.key(hidden_states) + self.value(hidden_states),)
+
+    model = copy.deepcopy(stock)
+    lf.patch(model)
+    for layer in model.encoder.layer:  # type: ignore[union-attr]
+        layer.attention.self.__class__ = Passing
+    return model
+
+
+def _filled(cache: Any, context: int) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    cache.update(*(torch.randn(1, 16, context, 64, generator=generator) for _ in range(2)), 0)
+    return cache
+
+
+def _token(model: nn.Module, cache: Any) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([[7]]), past_key_values=cache)[0]  # type: ignore[no-any-return]
+
+    return run
+
+
+def _compared(work: str, runs: Mapping[str, Callable[[], Tensor]], repeats: int) -> Iterator[Row]:
+    """Times of both, if both give the same."""
+    got, wanted = (run() for run in runs.values())
+    difference = (got - wanted).abs().max().item() / wanted.abs().max().item()
+    if not difference < 1e-3:
+        raise SystemExit(f"{work}: differs by {difference:.2g} of the largest value; no time is measured")
+    times = interleaved(runs, repeats, warmup=0)
+    yield from _rows(work, times, times[OURS])
+
+
+def _rows(work: str, times: Mapping[str, Timing], unit: Timing | None) -> Iterator[Row]:
+    for name, time in times.items():
+        row: Row = {"work": work, "name": name, "ms": time.median * 1e3}
+        row |= {"p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
+        yield row if unit is None else {**row, "times as long": time.median / unit.median}
+
+
+def _peaks(work: str, runs: Mapping[str, Callable[[], Tensor]]) -> Iterator[Row]:
+    peaks = {name: peak_bytes(run) for name, run in runs.items()}
+    for name, peak in peaks.items():
+        yield {"work": work, "name": name, "peak MiB": peak / 2**20, "of stock": peak / peaks[STOCK]}
+
+
+def _table(title: str, rows: list[Row]) -> Table:
+    table = Table(title=f"{title}: {(SECTIONS[title].__doc__ or '').strip()}", title_justify="left")
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("work", "name") else "right")
+    for row in rows:
+        cells = (row.get(column, "") for column in columns)
+        table.add_row(*(f"{x:.2f}" if isinstance(x, float) else str(x) for x in cells))
+    return table
+
+
+if __name__ == "__main__":
+    main()
