@@ -26,8 +26,8 @@ Of patched models outputs, loss and gradients are upstream's, to rounding. What 
   that was given counts as marking tokens. In a graph so does an integer `attention_mask`, which may
   carry 2 for "global"; a bool one may not, and saves the global projections.
 
-Otherwise, as in upstream, the `*_global` parameters of a batch without any global token take no part and
-get no gradient, which DistributedDataParallel must be told (`find_unused_parameters=True`).
+As in upstream, the `*_global` parameters of a batch without any global token take no part and get no
+gradient; where several processes train they get one of 0, which DistributedDataParallel waits for.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import lf_backend as lf
 from lf_backend.pattern import Pattern
 from lf_huggingface import probabilities
 from lf_huggingface.tokens import is_free_to_read
+from lf_huggingface.unused import used
 
 if TYPE_CHECKING:
     from lf_backend.patching import Mark
@@ -61,6 +62,8 @@ class SparseSelfAttention(nn.Module):
         own: tuple[Tensor | None, ...] = (None, None, None)
         if global_mask is not None or pattern.lowered.positions:
             own = self._own(hidden_states, pattern, global_mask)
+        elif self.training:
+            q = used(q, self.query_global, self.key_global, self.value_global)
         dropout_p = self.dropout if self.training else 0.0
         replay = probabilities.Replay.of_next_call(q, dropout_p) if output_attentions else None
         out = lf.attention(

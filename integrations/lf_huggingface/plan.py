@@ -53,7 +53,8 @@ FAMILIES = (
         "LEDEncoderSelfAttention",
         {"LEDEncoder": ("embed_tokens", "embed_positions", "layernorm_embedding", "layers", "layerdrop")},
         ("LEDEncoderLayer", "LEDEncoderAttention"),
-        "builds no N x N mask, pads to no multiple of the window; a decoder stays dense and untouched",
+        "builds no N x N mask, pads to no multiple of the window; no token is global unless "
+        "global_attention_mask says so, in generate() as well; a decoder stays dense and untouched",
     ),
 )
 
@@ -75,6 +76,11 @@ class HuggingFace(Adapter):
     def refusal(self, model: nn.Module) -> str:
         names = [name for family in FAMILIES for name in (*family.others, family.attention)]
         text = f"looks for {', '.join(names)} of transformers; none of them is here"
+        if routed := sorted({type(module).__name__ for module in model.modules() if _is_routed(module)}):
+            text += (
+                f"; {', '.join(routed)} attends through transformers' interface: set config.lf_attention and "
+                "attn_implementation='lf' instead"
+            )
         close = sorted({name for module in model.modules() for name in _subclass_of_known(module)})
         return f"{text}; a subclass, which may differ, is not taken: {', '.join(close)}" if close else text
 
@@ -123,6 +129,12 @@ def _check(
 
 def _inside(path: str, root: str) -> bool:
     return not root or path == root or path.startswith(f"{root}.")
+
+
+def _is_routed(module: nn.Module) -> bool:
+    """Whether a model of transformers takes an attn_implementation; without importing transformers."""
+    can_set: Any = getattr(module, "_can_set_attn_implementation", None)
+    return can_set is not None and bool(can_set())
 
 
 def _subclass_of_known(module: nn.Module) -> Iterator[str]:

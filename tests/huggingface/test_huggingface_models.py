@@ -184,12 +184,22 @@ def test_tuples_have_the_same_layout(make: Any) -> None:
         assert isinstance(model(**batch), tuple)
 
 
-def test_led_generates_the_same() -> None:
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+@pytest.mark.parametrize("given", [("attention_mask",), ("attention_mask", "global_attention_mask")], ids=len)
+def test_led_generates_the_same(given: tuple[str, ...], mode: dict[str, Any]) -> None:
     patched, stock = _pair(zoo.led())
     masks = zoo.masks(24)
-    batch = {"input_ids": zoo.tokens(4, 24), "attention_mask": masks["attention_mask"]}
+    batch = {"input_ids": zoo.tokens(4, 24), **{name: masks[name] for name in given}, **mode}
     want, got = (model.generate(**batch, max_new_tokens=5, do_sample=False) for model in (stock, patched))
     assert torch.equal(got, want)
+
+
+def test_a_global_token_of_led_reaches_what_it_writes() -> None:
+    patched, _ = _pair(zoo.led())
+    batch = {"input_ids": zoo.tokens(4, 24), "decoder_input_ids": zoo.tokens(4, 3)}
+    marked = zoo.masks(24)["global_attention_mask"]
+    got, other = (patched(**batch, global_attention_mask=mask).logits for mask in (marked, marked * 0))
+    assert not torch.allclose(got[0], other[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("length", [1, 3, 9, 30])

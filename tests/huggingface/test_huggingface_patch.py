@@ -202,6 +202,7 @@ def test_a_model_nothing_is_known_about() -> None:
     text = str(raised.value)
     assert "nothing to patch in BertModel; looked at BertAttention, BertEmbeddings" in text
     assert "huggingface: looks for LongformerModel, LongformerEncoder, LongformerSelfAttention, LED" in text
+    assert "; BertModel attends through transformers' interface: set config.lf_attention and attn" in text
 
 
 def test_a_subclass_is_not_taken_and_named() -> None:
