@@ -57,12 +57,12 @@ def longformer(repeats: int, layers: int) -> Iterator[Row]:
     patched = copy.deepcopy(stock)
     lf.patch(patched)
     batch = _batch(4096, is_global=True)
-    yield from _compared("forward", {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}, repeats)
+    forward = {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}
+    alone = {"without attention": _forward(_without_attention(stock), batch)}
+    yield from _compared("forward", forward, repeats, alone)
     runs = {OURS: _step(patched, batch), STOCK: _step(stock, batch)}
     yield from _compared("training step", runs, repeats)
     yield from _peaks("training step", runs)
-    dense = {"feed-forward, projections and norms alone": _forward(_without_attention(stock), batch)}
-    yield from _rows("forward", interleaved(dense, repeats), None)
 
 
 def led(repeats: int, layers: int) -> Iterator[Row]:
@@ -180,21 +180,26 @@ def _token(model: nn.Module, cache: Any) -> Callable[[], Tensor]:
     return run
 
 
-def _compared(work: str, runs: Mapping[str, Callable[[], Tensor]], repeats: int) -> Iterator[Row]:
-    """Times of both, if both give the same."""
+def _compared(
+    work: str,
+    runs: Mapping[str, Callable[[], Tensor]],
+    repeats: int,
+    others: Mapping[str, Callable[[], Tensor]] | None = None,
+) -> Iterator[Row]:
+    """Times of both, if both give the same, and of others in the same rounds."""
     got, wanted = (run() for run in runs.values())
     difference = (got - wanted).abs().max().item() / wanted.abs().max().item()
     if not difference < 1e-3:
         raise SystemExit(f"{work}: differs by {difference:.2g} of the largest value; no time is measured")
-    times = interleaved(runs, repeats, warmup=0)
+    times = interleaved({**runs, **(others or {})}, repeats, warmup=1)
     yield from _rows(work, times, times[OURS])
 
 
-def _rows(work: str, times: Mapping[str, Timing], unit: Timing | None) -> Iterator[Row]:
+def _rows(work: str, times: Mapping[str, Timing], unit: Timing) -> Iterator[Row]:
     for name, time in times.items():
         row: Row = {"work": work, "name": name, "ms": time.median * 1e3}
         row |= {"p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
-        yield row if unit is None else {**row, "times as long": time.median / unit.median}
+        yield {**row, "times as long": time.median / unit.median}
 
 
 def _peaks(work: str, runs: Mapping[str, Callable[[], Tensor]]) -> Iterator[Row]:

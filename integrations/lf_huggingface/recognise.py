@@ -84,20 +84,29 @@ def _known() -> dict[CodeType, Callable[..., Meaning]]:
     from transformers import masking_utils as upstream
 
     some = torch.zeros(1, 1)
-    return {
+    known: dict[CodeType, Callable[..., Meaning]] = {
         upstream.and_masks().__code__: _all,
         upstream.sliding_window_overlay(1).__code__: _back,
-        upstream.sliding_window_bidirectional_overlay(1).__code__: lambda sliding_window: Meaning(
-            Window(sliding_window, sliding_window)
-        ),
-        upstream.packed_sequence_mask_function(some).__code__: lambda packed_sequence_mask: Meaning(
-            EVERYTHING, packed_sequence_mask
-        ),
-        # Inside a document, positions differ as slots do.
-        upstream.remap_positions_for_packed_sequence(
-            lambda: None, some
-        ).__code__: lambda mask_function, position_ids: meaning(mask_function),
+        upstream.sliding_window_bidirectional_overlay(1).__code__: _both_sides,
+        upstream.packed_sequence_mask_function(some).__code__: _packed,
     }
+    remap = getattr(upstream, "remap_positions_for_packed_sequence", None)  # not in 5.17
+    if remap is not None:
+        known[remap(_all, some).__code__] = _remapped
+    return known
+
+
+def _both_sides(sliding_window: int) -> Meaning:
+    return Meaning(Window(sliding_window, sliding_window))
+
+
+def _packed(packed_sequence_mask: Tensor) -> Meaning:
+    return Meaning(EVERYTHING, packed_sequence_mask)
+
+
+def _remapped(mask_function: MaskFunction, position_ids: Tensor) -> Meaning:
+    # The positions restart where a document does, and inside one they differ as slots do.
+    return meaning(mask_function)
 
 
 def _back(sliding_window: int) -> Meaning:

@@ -37,8 +37,7 @@ def test_with_a_pattern_of_the_users(family: str, padding: str) -> None:
 
 @pytest.mark.parametrize("family", families.SEQ2SEQ)
 def test_encoder_and_decoder_take_the_pattern_and_cross_attention_does_not(family: str) -> None:
-    model = families.build(family, lf_attention=PATTERN)
-    eager = families.twin(model)
+    model, eager = families.build(family, lf_attention=PATTERN), families.build(family, "eager")
     batch = families.batch(family, "right")
     ids, mask = batch["input_ids"], batch["attention_mask"]
     encoders = [x.get_encoder() for x in (model, eager)]
