@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib.abc import MetaPathFinder
@@ -89,7 +90,10 @@ class _Waiting(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 load(module)
-                register()
+                try:
+                    register()
+                except ImportError as error:  # a transformers that is too old must not fail to import
+                    warnings.warn(f"'lf' is not registered with transformers: {error}", stacklevel=2)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
