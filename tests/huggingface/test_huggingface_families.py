@@ -78,22 +78,53 @@ def test_images_with_a_pattern_of_the_users(monkeypatch: pytest.MonkeyPatch) -> 
     families.assert_same(model, families.twin(model, "oracle"), _image_batch())
 
 
-@pytest.mark.parametrize("family", [*families.DECODERS, *families.SEQ2SEQ])
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_generation(family: str, cache: str) -> None:
-    model = families.build(family)
-    batch = families.batch(family, "left", length=11)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    found = [
-        x.generate(
-            **inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False, output_logits=True,
-            return_dict_in_generate=True, cache_implementation=None if cache == "dynamic" else cache,
-        )
-        for x in (model, families.twin(model))
-    ]  # fmt: skip
+MODES: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 3},
+    "beams, static": {"num_beams": 3, "cache_implementation": "static"},
+    "sampling": {"do_sample": True, "top_k": 8},
+    "no cache": {"use_cache": False},
+    "chunked prefill": {"prefill_chunk_size": 4},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+}
+
+
+def _assert_generates_the_same(model: nn.Module, inputs: dict[str, Any], **mode: Any) -> None:
+    found = []
+    for x in (model, families.twin(model)):
+        torch.manual_seed(1)
+        asked = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, **mode}
+        found.append(x.generate(**inputs, **asked, output_logits=True, return_dict_in_generate=True))
     got, want = found
     assert torch.equal(got.sequences, want.sequences)
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits), atol=2e-4, rtol=0)
+
+
+def _prompt(family: str, padding: str, length: int) -> dict[str, Any]:
+    batch = families.batch(family, padding, length)
+    return {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+
+
+@pytest.mark.parametrize("family", [*families.DECODERS, *families.SEQ2SEQ])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_generation(family: str, cache: str | None) -> None:
+    prompt = _prompt(family, "left", length=11)
+    _assert_generates_the_same(families.build(family), prompt, cache_implementation=cache)
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("family", ["Mistral", "Gemma 3"])
+def test_a_prompt_that_is_shorter_than_the_window(family: str, cache: str | None) -> None:
+    prompt = _prompt(family, "none", length=3)
+    _assert_generates_the_same(families.build(family), prompt, cache_implementation=cache)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma 3", "GPT-OSS"])
+def test_all_ways_to_generate(family: str, mode: str) -> None:
+    prompt = _prompt(family, "left" if mode != "prompt lookup" else "none", length=11)
+    if mode == "prompt lookup":
+        prompt = {"input_ids": prompt["input_ids"][:1].repeat(1, 2)}
+    _assert_generates_the_same(families.build(family), prompt, **MODES[mode])
 
 
 def _form(model: nn.Module, batch: dict[str, Any]) -> str:

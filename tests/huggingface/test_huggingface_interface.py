@@ -367,7 +367,7 @@ def test_a_cache_that_drops_what_the_pattern_needs() -> None:
 
 
 @pytest.mark.usefixtures("_dynamo")
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma 2", "GPT-OSS", "BERT", "ModernBERT"])
+@pytest.mark.parametrize("family", ["Mistral", "GPT-OSS", "BERT", "ModernBERT"])
 def test_one_graph(family: str) -> None:
     model = families.build(family, lf_attention="window(5, 5) | global(0)" if family == "BERT" else None)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -401,7 +401,7 @@ def test_export(family: str) -> None:
 
 
 @pytest.mark.usefixtures("_dynamo")
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "Gemma 3"])
+@pytest.mark.parametrize("family", ["Llama", "Gemma 3"])
 def test_a_compiled_step_over_a_static_cache(family: str) -> None:
     model = families.build(family, lf_attention="window(4, 0) | global(1)" if family == "Llama" else None)
     ids = _ids(6, 2)
