@@ -80,8 +80,8 @@ def test_all_ways_to_generate(mode: str) -> None:
 
 def test_assisted_by_another_model() -> None:
     model = families.build("Llama", lf_attention="window(5, 0) | global(0)")
-    helper = families.build("Llama", num_hidden_layers=1)
-    _same(model, {"input_ids": _batch()["input_ids"][:1]}, assistant_model=helper)
+    drafter = families.build("Llama", num_hidden_layers=1)
+    _same(model, {"input_ids": _batch()["input_ids"][:1]}, assistant_model=drafter)
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Qwen3", "Gemma 2", "Gemma 3", "GPT-2", "GPT-OSS", "Cohere2"])
