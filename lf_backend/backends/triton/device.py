@@ -9,8 +9,10 @@ from typing import Any
 import torch
 import triton
 from triton import knobs
+from triton.errors import TritonError
 
 from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
+from lf_backend.errors import BuildError
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,19 @@ class Device:
         return row_for(self.arch, wanted).tiles
 
     def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
-        """Run a kernel here, on the current stream."""
+        """Run a kernel here, on the current stream.
+
+        Raises:
+            BuildError: it cannot be compiled for the device, or takes more than the device has.
+        """
         if self.index is None:
             kernel[grid](**arguments)
         else:
-            with torch.cuda.device(self.index):  # a kernel runs on the current device, whatever its tensors
-                kernel[grid](**arguments, **options(size))
+            try:
+                with torch.cuda.device(self.index):  # a kernel runs on the current device, not its tensors'
+                    kernel[grid](**arguments, **options(size))
+            except TritonError as error:  # not compiled, or too large for the device
+                raise BuildError(f"{kernel.fn.__name__} with {size}: {error}") from error
 
 
 def options(size: Tiles) -> dict[str, Any]:
@@ -54,6 +63,9 @@ def options(size: Tiles) -> dict[str, Any]:
 def _device(kind: str, index: int | None) -> Device:
     if knobs.runtime.interpret:
         return Device("interpreter", processors=8, index=None)
-    with torch.cuda.device(index):
-        arch = triton.runtime.driver.active.get_current_target().arch
+    try:
+        with torch.cuda.device(index):
+            arch = triton.runtime.driver.active.get_current_target().arch
+    except RuntimeError as error:  # Triton builds its driver with a C compiler when first asked
+        raise BuildError(f"triton cannot drive the device: {error}") from error
     return Device(arch, torch.cuda.get_device_properties(index).multi_processor_count, index)
