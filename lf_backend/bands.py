@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lf_backend.constants import on_device
 from lf_backend.spans import Span, Spans, common, united
 
 Sees = Callable[[Any, Any, Any], Any]  # (head, query, key) -> bool
@@ -126,7 +127,7 @@ class Band:
     def traced(self, device: torch.device) -> Sees:
         if not self.per_head:
             return lambda head, query, key: self.shows(key - query, self.dilations[0])
-        dilations = torch.tensor(self.dilations, device=device)
+        dilations = on_device(self.dilations, torch.int64, device)
         return lambda head, query, key: self.shows(key - query, dilations[head])
 
     def _dilation_of(self, head: Any) -> Any:

@@ -60,6 +60,7 @@ class Rows:
         causal: a row sees only the past.
         q [B, H, N, D], k, v [B, Hkv, M, D]: what the rows are computed from.
         call: the local part of the same call.
+        backend: what computes the rows, as queries at listed positions; None for dense products, here.
     """
 
     index: Tensor
@@ -69,24 +70,23 @@ class Rows:
     k: Tensor
     v: Tensor
     call: Call
+    backend: Backend | None
 
     @classmethod
-    def of(cls, call: Call, own: tuple[Tensor, Tensor, Tensor] | None) -> Rows | None:
+    def of(cls, call: Call, own: tuple[Tensor, Tensor, Tensor] | None, backend: Backend) -> Rows | None:
         """The global rows of a call; `own` are the separate projections, if any."""
         if call.columns is None:
             return None
         index, valid, causal = call.columns
         if call.offset:
             index, valid = _among_queries(call.columns, call.offset, call.k.shape[2])
-        return cls(index, valid, causal, *(own or (call.q, call.k, call.v)), call)
+        able = backend.capabilities.listed_queries and call.band_bias is None
+        return cls(index, valid, causal, *(own or (call.q, call.k, call.v)), call, backend if able else None)
 
-    def forward(self, backend: Backend, out: Tensor, lse: Tensor) -> None:
-        """Overwrite the rows of out [B, H, N, D] and lse [B, H, N].
-
-        They are computed by the backend if it takes queries at listed positions, else by dense products.
-        """
-        if self._fit(backend):
-            for x, new in zip((out, lse), backend.forward(self._listed()), strict=True):
+    def forward(self, out: Tensor, lse: Tensor) -> None:
+        """Overwrite the rows of out [B, H, N, D] and lse [B, H, N]."""
+        if self.backend is not None:
+            for x, new in zip((out, lse), self.backend.forward(self._listed()), strict=True):
                 self._write(x, torch.where(self._shaped(self.valid, x), new.to(x.dtype), self._read(x)))
             return
         for tile in self._tiles():
@@ -106,21 +106,17 @@ class Rows:
 
     def backward(
         self,
-        backend: Backend,
-        upstream: tuple[Tensor, Tensor, Tensor],
+        grad_out: Tensor,
+        delta: Tensor,
+        lse: Tensor,
         grads: tuple[Tensor, Tensor, Tensor],
         grad_bias: Tensor | None,
     ) -> None:
-        """Add the rows' gradients to those of `q`, `k`, `v` and of the band bias.
-
-        Args:
-            upstream: gradient of out, delta and lse, of the whole softmax.
-        """
+        """Add the rows' gradients to those of `q`, `k`, `v` and of the band bias."""
         grad_q, grad_k, grad_v = grads
-        grad_out, delta, lse = upstream
-        if self._fit(backend):
+        if self.backend is not None:
             safe = self._read(lse).masked_fill(~self.valid[:, None], torch.inf)
-            more = backend.backward(self._listed(), self._read(grad_out), self._read(delta), safe)
+            more = self.backend.backward(self._listed(), self._read(grad_out), self._read(delta), safe)
             self._write(grad_q, self._read(grad_q) + more.q)
             grad_k += more.k
             grad_v += more.v
@@ -137,9 +133,6 @@ class Rows:
                 width = grad_bias.shape[-1]
                 values = taps.collect(found.scores, band.of_heads(tile.heads), tile.queries, width)
                 grad_bias[own, tile.heads].index_add_(1, tile.rows, values.to(grad_bias.dtype))
-
-    def _fit(self, backend: Backend) -> bool:
-        return backend.capabilities.listed_queries and self.call.band_bias is None
 
     def _listed(self) -> Call:
         """The rows as a call of their own."""

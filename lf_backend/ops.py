@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -119,7 +119,7 @@ class Arguments:
         return replace(self, key_padding=None)
 
     def on_backend(self, work: Callable[[Backend], T]) -> T:
-        """Have the local part done by the chosen backend, or by the next if that cannot be built."""
+        """Have a pass done by the chosen backend, or by the next if that cannot be built."""
         while True:
             selection = self.selection()
             try:
@@ -127,7 +127,7 @@ class Arguments:
             except BuildError as error:
                 rule_out(selection, error)
 
-    def prepare(self) -> tuple[Call, Rows | None]:
+    def prepare(self, backend: Backend) -> tuple[Call, Rows | None]:
         """The local part and the global rows."""
         pattern = resolve(self.pattern)
         q, k, v = self._without_padding(self.q, self.k, self.v)
@@ -139,7 +139,7 @@ class Arguments:
         own = None
         if self.global_q is not None and self.global_k is not None and self.global_v is not None:
             own = self._without_padding(self.global_q, self.global_k, self.global_v)
-        return call, Rows.of(call, own)
+        return call, Rows.of(call, own, backend)
 
     def query_padding(self) -> Tensor | None:
         """Bool [B, 1, N], True where the query is padded."""
@@ -256,10 +256,14 @@ def _exact(q: Tensor) -> torch.autocast:
 def _forward(a: Arguments) -> tuple[Tensor, Tensor]:
     if a.q.numel() == 0 or a.k.numel() == 0:
         return _empty(a.q)
-    call, rows = a.prepare()
-    out, lse = a.on_backend(lambda backend: backend.forward(call) if call.shows_anything else _empty(a.q))
+    return a.on_backend(partial(_forward_on, a))
+
+
+def _forward_on(a: Arguments, backend: Backend) -> tuple[Tensor, Tensor]:
+    call, rows = a.prepare(backend)
+    out, lse = backend.forward(call) if call.shows_anything else _empty(a.q)
     if rows is not None:
-        a.on_backend(lambda backend: rows.forward(backend, out, lse))
+        rows.forward(out, lse)
     if a.sinks is not None:
         total = torch.logaddexp(lse, a.sinks.to(lse.dtype)[:, None])
         out = out.mul_((lse - total).exp_()[..., None].to(out.dtype))
@@ -275,7 +279,7 @@ def probabilities(a: Arguments, local: Callable[[Call, Tensor], Tensor]) -> Tens
     if a.q.numel() == 0 or a.k.numel() == 0:
         return a.q.new_zeros(*a.q.shape[:3], a.k.shape[2], dtype=accumulation_dtype(a.q.dtype))
     _, lse = _forward(a)
-    call, rows = a.prepare()
+    call, rows = a.prepare(chosen(a.selection()))
     found = local(call, lse)
     if rows is not None:
         rows.weigh(found, lse)
@@ -288,7 +292,16 @@ def _backward(
     inputs = {name: x for name in _DIFFERENTIABLE if (x := getattr(a, name)) is not None}
     if a.q.numel() == 0 or a.k.numel() == 0:
         return [torch.zeros_like(x) for x in inputs.values()]
-    call, rows = a.prepare()
+    grads = a.on_backend(lambda backend: _backward_on(a, inputs, backend, grad_out, grad_lse, out, lse))
+    return [grads[n] if grads.get(n) is not None else torch.zeros_like(x) for n, x in inputs.items()]  # type: ignore[misc]
+
+
+def _backward_on(
+    a: Arguments, inputs: dict[str, Tensor], backend: Backend,
+    grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor,
+) -> dict[str, Tensor | None]:  # fmt: skip
+    """Gradients by name; one that is missing is zero."""
+    call, rows = a.prepare(backend)
     if (padded := a.query_padding()) is not None:
         grad_out = grad_out.masked_fill(padded[..., None], 0)
         grad_lse = None if grad_lse is None else grad_lse.masked_fill(padded, 0)
@@ -298,7 +311,7 @@ def _backward(
     lse = lse.masked_fill(lse == -torch.inf, torch.inf)
     local = lse if rows is None else rows.without(lse)
     if call.shows_anything:
-        found = a.on_backend(lambda backend: backend.backward(call, grad_out, delta, local))
+        found = backend.backward(call, grad_out, delta, local)
     else:
         found = Gradients(torch.zeros_like(a.q), torch.zeros_like(a.k), torch.zeros_like(a.v), None)
     grads: dict[str, Tensor | None] = {**_named(found)}
@@ -309,10 +322,9 @@ def _backward(
         separate = a.global_q is not None
         names = ("global_q", "global_k", "global_v") if separate else ("q", "k", "v")
         targets = [torch.zeros_like(inputs[n]) if separate else grads[n] for n in names]
-        upstream = (grad_out, delta, lse)
-        a.on_backend(lambda backend: rows.backward(backend, upstream, tuple(targets), found.band_bias))  # type: ignore[arg-type]
+        rows.backward(grad_out, delta, lse, tuple(targets), found.band_bias)  # type: ignore[arg-type]
         grads.update(zip(names, targets, strict=True))
-    return [grads[n] if grads.get(n) is not None else torch.zeros_like(x) for n, x in inputs.items()]  # type: ignore[misc]
+    return grads
 
 
 def _named(found: Gradients) -> dict[str, Tensor | None]:

@@ -93,9 +93,9 @@ class Predicate(Term):
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The tables on a device; kept."""
         if device not in self._tensors:
-            self._tensors[device] = tuple(
-                torch.tensor(table, dtype=torch.int64, device=device) for table in self.tables
-            )
+            with torch.inference_mode(False):
+                tables = (torch.tensor(table, dtype=torch.int64, device=device) for table in self.tables)
+                self._tensors[device] = tuple(tables)
         return self._tensors[device]
 
     def traced(self, device: torch.device) -> Sees:

@@ -132,10 +132,11 @@ def _blocks(
 ) -> BlockMask:  # fmt: skip
     """Lists of blocks over keys and, up to `slots`, columns. With padding none is full: examples differ."""
     states = block_states(forms, heads, queries, keys).clamp(max=1 if padded else 2)
-    wide = states.new_ones(*states.shape[:2], -(-slots // BLOCK))
     whole = states.shape[2] if slots == keys else keys // BLOCK
-    wide[..., :whole] = states[..., :whole]
-    return block_mask(wide.to(device), queries, slots, _everything)
+    with torch.inference_mode(False):  # kept, and saved for a backward
+        wide = torch.ones(*states.shape[:2], -(-slots // BLOCK), dtype=states.dtype)
+        wide[..., :whole] = states[..., :whole]
+        return block_mask(wide.to(device), queries, slots, _everything)
 
 
 def _everything(batch: Any, head: Any, query: Any, key: Any) -> Any:
