@@ -45,7 +45,7 @@ def main() -> None:
         rows += [{"section": name, **row} for row in found]
         console.print(record.table(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", found))
     if options.save:
-        console.print(f"saved {record.save(record.RESULTS / f'{options.save}.json', rows)}")
+        console.print(f"saved {record.save(options.save, rows)}")
 
 
 def attention(repeats: int) -> Iterator[Row]:

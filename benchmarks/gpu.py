@@ -258,7 +258,7 @@ def main() -> None:
             console.print(f"{name}: kept from {path}")
             continue
         rows = list(SECTIONS[name](bench))
-        record.save(path, rows)
+        record.save(name, rows, options.out)
         console.print(record.table(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", rows))
 
 

@@ -33,9 +33,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(path: Path, rows: list[Row]) -> Path:
-    """Write rows and environment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
+    """Write rows and environment to FOLDER/NAME.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", "utf8")
     return path
 
