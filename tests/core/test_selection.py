@@ -138,7 +138,11 @@ def cuda(capability: tuple[int, int], *packages: str) -> Machine:
         (cuda((8, 6), "triton"), "triton", "runs it"),
         (cuda((7, 5), "triton"), "blocked", "cannot: compute capability >= 8.0 wanted, device has 7.5"),
         (cuda((9, 0)), "blocked", "cannot: package triton is not installed"),
-        (Machine("cpu", packages=(("triton", "3.9.0"),)), "blocked", "device cuda wanted"),
+        (
+            Machine("cpu", packages=(("triton", "3.9.0"),)),
+            "blocked",
+            "cannot: on a CPU TRITON_INTERPRET=1 wanted",
+        ),
     ],
 )
 def test_triton_where_its_kernels_run(

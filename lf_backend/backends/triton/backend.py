@@ -22,6 +22,7 @@ class Triton(Backend):
     capabilities = Capabilities(
         features=frozenset(Feature) - {Feature.PREDICATE, Feature.SEVERAL_WINDOWS},
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
+        devices=frozenset({"cpu", "cuda"}),
         max_head_dim=256,
         packages=("triton",),
         listed_queries=True,
@@ -30,8 +31,8 @@ class Triton(Backend):
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:
         found = super().reasons(problem, machine)
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if machine.device != "cuda" and not interpreted:
-            found.append(f"device cuda wanted (or TRITON_INTERPRET=1, to test), call has {machine.device}")
+        if machine.device == "cpu" and not interpreted:
+            found.append("on a CPU TRITON_INTERPRET=1 wanted (Triton's interpreter, for tests)")
         if interpreted and problem.dtype == "bfloat16":
             found.append("bfloat16 is wrong in Triton's interpreter")
         if machine.capability is not None and machine.capability < OLDEST:

@@ -34,6 +34,7 @@ from lf_backend.backends.triton.tiles import (
     read,
     rows_at,
     span,
+    taps_at,
     unit,
     unpadded,
     write,
@@ -67,13 +68,13 @@ def _rows_of(x, heads, queries, here, other):
 
 @triton.jit
 def _band_to_queries(
-    grad, rows, upstream, lse, delta, queries, k, v, keys, band, key_step, dims, padding, scoring, dropout,
-    grad_bias,
+    grad, rows, upstream, lse, delta, queries, k, v, keys, band, key_step, dims, padding, scoring, bias,
+    dropout, grad_bias,
     HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     key, k_tile, v_tile = band_keys(k, v, keys, band, key_step, dims, HEAD_DIM, MASKED)
     score, capped, seen = band_scores(
-        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring,
+        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring, bias,
         PLAIN, PRECISION, MASKED,
     )  # fmt: skip
     weight = _weigh(score, lse, scoring, PLAIN, k_tile.dtype == tl.float32)
@@ -81,8 +82,7 @@ def _band_to_queries(
     found = weight * (found * factors(dropout, queries, key[None, :]) - delta)
     if grad_bias is not None:
         tap = key_step[None, :] - queries.step + band.left
-        at = rows_at(grad_bias, queries.batch, queries.head, queries.index) + tap * grad_bias.stride[3]
-        tl.store(at, found, mask=seen)
+        tl.store(taps_at(grad_bias, queries, tap), found, mask=seen)
     found = _raw(found, capped, scoring).to(k_tile.dtype)
     return tl.dot(found, k_tile, grad, input_precision=PRECISION)
 
@@ -119,7 +119,7 @@ def grad_queries(
     rows_here = across(here)
     length = class_length(keys, residue, dilation)
     there = Keys(batch, head // (heads // kv_heads), residue, length, keys)
-    scoring = Scoring(scale, softcap, bias)
+    scoring = Scoring(scale, softcap)
     dims = tl.arange(0, DIMS)
     lanes = tl.arange(0, KEYS)
 
@@ -138,13 +138,13 @@ def grad_queries(
         for at in tl.range(inner, outer, KEYS):
             grad = _band_to_queries(
                 grad, rows, upstream, own_lse, own_delta, rows_here, k, v, there, band, at + lanes, dims,
-                padding, scoring, dropout, grad_bias, HEAD_DIM, PLAIN, PRECISION, False,
+                padding, scoring, bias, dropout, grad_bias, HEAD_DIM, PLAIN, PRECISION, False,
             )  # fmt: skip
         for tile in tl.range(0, edges(low, high, inner, outer, KEYS)):
             at = edge(tile, low, inner, outer, KEYS)
             grad = _band_to_queries(
                 grad, rows, upstream, own_lse, own_delta, rows_here, k, v, there, band, at + lanes, dims,
-                padding, scoring, dropout, grad_bias, HEAD_DIM, PLAIN, PRECISION, True,
+                padding, scoring, bias, dropout, grad_bias, HEAD_DIM, PLAIN, PRECISION, True,
             )  # fmt: skip
     if columns is not None:
         for at in tl.range(0, tl.where(part == 0, count, 0), COLUMNS):
@@ -203,7 +203,7 @@ def _to_keys(
 @triton.jit
 def _band_to_keys(
     state, k_tile, v_tile, q, grad_out, lse, delta, queries, heads, total, key_step, key, keys, band, dims,
-    padding, scoring, dropout,
+    padding, scoring, bias, dropout,
     HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     at = rows_at(q, queries.batch, queries.head, queries.index)
@@ -214,7 +214,7 @@ def _band_to_keys(
     own_lse = _rows_of(lse, heads, total, down, float("inf"))
     own_delta = _rows_of(delta, heads, total, down, 0.0)
     score, capped, _ = band_scores(
-        k_tile, q_tile, down, key_step[:, None], key[:, None], keys, band, padding, scoring,
+        k_tile, q_tile, down, key_step[:, None], key[:, None], keys, band, padding, scoring, bias,
         PLAIN, PRECISION, MASKED,
     )  # fmt: skip
     dropped = factors(dropout, down, key[:, None])
@@ -245,7 +245,7 @@ def grad_keys(
     if (residue >= band.dilation) | (begin >= length):
         return
     there = Keys(batch, own * group // (heads // kv_heads), residue, length, keys)
-    scoring = Scoring(scale, softcap, bias)
+    scoring = Scoring(scale, softcap)
     dims = tl.arange(0, DIMS)
     lanes = tl.arange(0, ROWS)
     key_step = begin + tl.arange(0, KEYS)
@@ -268,7 +268,7 @@ def grad_keys(
             here = _listed(batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys)
             grad_of_k, grad_of_v = _band_to_keys(
                 (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
-                key_step, key, there, band, dims, padding, scoring, dropout,
+                key_step, key, there, band, dims, padding, scoring, bias, dropout,
                 HEAD_DIM, PLAIN, PRECISION, False,
             )  # fmt: skip
         for tile in tl.range(0, edges(low, high, inner, outer, ROWS)):
@@ -276,7 +276,7 @@ def grad_keys(
             here = _listed(batch, head, at + lanes, high, residue, band.dilation, positions, queries, keys)
             grad_of_k, grad_of_v = _band_to_keys(
                 (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
-                key_step, key, there, band, dims, padding, scoring, dropout,
+                key_step, key, there, band, dims, padding, scoring, bias, dropout,
                 HEAD_DIM, PLAIN, PRECISION, True,
             )  # fmt: skip
     if padding is not None:  # tiles without masks have given padded keys a gradient
@@ -305,7 +305,7 @@ def grad_columns(
     group = heads // kv_heads
     slot = tile * COLUMNS + tl.arange(0, COLUMNS)
     there = Keys(batch, kv_head, 0, keys, keys)
-    scoring = Scoring(scale, softcap, bias)
+    scoring = Scoring(scale, softcap)
     dims = tl.arange(0, DIMS)
     key, valid, k_tile, v_tile = column_keys(k, v, there, columns, count, slot, dims, HEAD_DIM)
     grad_of_k = tl.zeros([COLUMNS, DIMS], tl.float32)
@@ -330,7 +330,17 @@ def grad_columns(
             own_lse = _rows_of(lse, heads, queries, down, float("inf"))
             own_delta = _rows_of(delta, heads, queries, down, 0.0)
             score, capped = all_scores(
-                k_tile, q_tile, down, key[:, None], valid[:, None], band, scoring, PLAIN, PRECISION, CAUSAL
+                k_tile,
+                q_tile,
+                down,
+                key[:, None],
+                valid[:, None],
+                band,
+                scoring,
+                bias,
+                PLAIN,
+                PRECISION,
+                CAUSAL,
             )
             dropped = factors(dropout, down, key[:, None])
             grad_of_k, grad_of_v = _to_keys(

@@ -93,12 +93,12 @@ def _join(state, score, v_tile, dropped, factor, PRECISION: tl.constexpr):
 
 @triton.jit
 def _join_band(
-    state, rows, queries, k, v, keys, band, key_step, dims, padding, scoring, dropout,
+    state, rows, queries, k, v, keys, band, key_step, dims, padding, scoring, bias, dropout,
     HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     key, k_tile, v_tile = band_keys(k, v, keys, band, key_step, dims, HEAD_DIM, MASKED)
     score, _, _ = band_scores(
-        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring,
+        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring, bias,
         PLAIN, PRECISION, MASKED,
     )  # fmt: skip
     dropped = factors(dropout, queries, key[None, :])
@@ -145,7 +145,7 @@ def forward(
     rows_here = across(here)
     length = class_length(keys, residue, dilation)
     there = Keys(batch, first_head // (heads // kv_heads), residue, length, keys)
-    scoring = Scoring(scale, softcap, bias)
+    scoring = Scoring(scale, softcap)
     dims = tl.arange(0, DIMS)
     lanes = tl.arange(0, KEYS)
 
@@ -162,13 +162,13 @@ def forward(
         for at in tl.range(inner, outer, KEYS):
             total, top, values = _join_band(
                 (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
-                dropout, HEAD_DIM, PLAIN, PRECISION, False,
+                bias, dropout, HEAD_DIM, PLAIN, PRECISION, False,
             )  # fmt: skip
         for tile in tl.range(0, edges(low, high, inner, outer, KEYS)):
             at = edge(tile, low, inner, outer, KEYS)
             total, top, values = _join_band(
                 (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
-                dropout, HEAD_DIM, PLAIN, PRECISION, True,
+                bias, dropout, HEAD_DIM, PLAIN, PRECISION, True,
             )  # fmt: skip
     if columns is not None:
         for at in tl.range(0, tl.where(part == 0, count, 0), COLUMNS):

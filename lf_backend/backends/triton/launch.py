@@ -12,7 +12,7 @@ from lf_backend.backend import Call, Gradients
 from lf_backend.backends.triton import backward as backward_kernels
 from lf_backend.backends.triton import forward as forward_kernels
 from lf_backend.backends.triton.device import Device
-from lf_backend.backends.triton.tiles import Columns, Dropout, Padding, View
+from lf_backend.backends.triton.tiles import Columns, Dropout, Padding, Taps, View
 from lf_backend.backends.triton.tuning import Tiles, Wanted
 from lf_backend.constants import on_device
 
@@ -71,14 +71,15 @@ def _grad_queries(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor 
     parts = plan.parts(programs, size.keys)
     dtype = torch.float32 if parts > 1 else call.q.dtype
     grad = call.q.new_empty(parts * plan.batch, *call.q.shape[1:], dtype=dtype)
-    grad_bias = None
+    grad_bias = taps = None
     if call.band_bias is not None:
         shape = (plan.batch, *call.band_bias.shape[1:])
         grad_bias = torch.zeros(shape, dtype=torch.float32, device=grad.device)
+        taps = Taps(grad_bias, grad_bias.stride())
     plan.device.launch(
         backward_kernels.grad_queries, (programs, parts), size,
         **plan.arguments, **upstream, grad_q=view(grad),
-        grad_bias=None if grad_bias is None else view(grad_bias), positions=plan.positions,
+        grad_bias=taps, positions=plan.positions,
         padding=plan.padding, blocks=blocks, parts=parts, ROWS=rows, KEYS=size.keys,
         COLUMNS=plan.width(size), **plan.column_arguments,
     )  # fmt: skip
@@ -227,9 +228,11 @@ class Plan:
         each = self.dilations if len(self.dilations) > 1 else self.dilations * self.heads
         return on_device(each, torch.int32, self.call.q.device)
 
-    def _bias(self) -> View | None:
-        bias = self.call.band_bias
-        return None if bias is None else view(bias.expand(self.batch, -1, -1, -1))
+    def _bias(self) -> Taps | None:
+        if self.call.band_bias is None:
+            return None
+        bias = self.call.band_bias.expand(self.batch, -1, -1, -1)
+        return Taps(bias, bias.stride())
 
     def _dropout(self) -> Dropout | None:
         call = self.call

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lf_backend.backends.triton.tiles import in_band, keep, read, rows_at, scores
+from lf_backend.backends.triton.tiles import in_band, keep, read, rows_at, scores, taps_at
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def column_keys(k, v, keys, columns, count, slot, dims, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def band_scores(
-    rows, columns, queries, key_step, key, keys, band, padding, scoring,
+    rows, columns, queries, key_step, key, keys, band, padding, scoring, bias,
     PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Scores of rows @ columns.T, tanh(score / softcap), and what is seen; without MASKED, everything is.
@@ -44,15 +44,15 @@ def band_scores(
     """
     score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
     seen = queries.inside
-    if MASKED or scoring.bias is not None:
+    if MASKED or bias is not None:
         tap = key_step - queries.step + band.left
         exists = key_step < keys.length
         seen = seen & (tap >= 0) & (tap <= band.left + band.right) & exists
         if padding is not None:
             at = padding.mask + keys.batch.to(tl.int64) * keys.total + key
             seen = seen & (tl.load(at, mask=exists, other=1) == 0)
-        if scoring.bias is not None:
-            score += _bias(scoring, queries, tap, seen)
+        if bias is not None:
+            score += _bias_of(bias, queries, tap, seen)
         score = tl.where(seen, score, float("-inf"))
     return score, capped, seen
 
@@ -74,7 +74,7 @@ def column_scores(
 
 @triton.jit
 def all_scores(
-    rows, columns, queries, key, valid, band, scoring,
+    rows, columns, queries, key, valid, band, scoring, bias,
     PLAIN: tl.constexpr, PRECISION: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """The same of all pairs with global columns, the band's included."""
@@ -85,17 +85,16 @@ def all_scores(
     if band is not None:
         shown = valid & queries.inside & in_band(key - queries.position, band)
         seen = seen | shown
-        if scoring.bias is not None:
+        if bias is not None:
             tap = (key - queries.position) // band.dilation + band.left
-            score += _bias(scoring, queries, tap, shown)
+            score += _bias_of(bias, queries, tap, shown)
     return tl.where(seen, score, float("-inf")), capped
 
 
 @triton.jit
-def _bias(scoring, queries, tap, seen):
+def _bias_of(bias, queries, tap, seen):
     """The band bias where it is seen, else 0."""
-    at = rows_at(scoring.bias, queries.batch, queries.head, queries.index) + tap * scoring.bias.stride[3]
-    return tl.load(at, mask=seen, other=0.0).to(tl.float32)
+    return tl.load(taps_at(bias, queries, tap), mask=seen, other=0.0).to(tl.float32)
 
 
 @triton.jit

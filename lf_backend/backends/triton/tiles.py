@@ -24,6 +24,14 @@ class View(NamedTuple):
     wide: Any
 
 
+class Taps(NamedTuple):
+    """A band bias [B, H, N, taps], or its gradient. Unlike a `View` it holds no None: Triton 3.6 cannot ask of
+    a tuple with one whether it is None itself."""
+
+    ptr: Any
+    stride: tuple[int, ...]
+
+
 class Padding(NamedTuple):
     """Padded keys, `mask` int8 [B, M]. Of an example, `bounds` int32 [B, 3] holds the first key that is not
     padded, the end of the last one, and whether there is padding between."""
@@ -48,11 +56,10 @@ class Dropout(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """What makes a score: scale, softcap or None, view of the band bias or None."""
+    """In a kernel, what makes a score of a product: scale, softcap or None."""
 
-    scale: float
+    scale: Any
     softcap: Any
-    bias: Any
 
 
 class Band(NamedTuple):
@@ -91,6 +98,15 @@ def rows_at(x, batch, head, index):
     if x.wide is not None:
         index = index.to(tl.int64)
     return plane + index * x.stride[2]
+
+
+@triton.jit
+def taps_at(taps, queries, tap):
+    """Where the taps of queries lie, with offsets of 64 bits."""
+    plane = (
+        taps.ptr + queries.batch.to(tl.int64) * taps.stride[0] + queries.head.to(tl.int64) * taps.stride[1]
+    )
+    return plane + queries.index.to(tl.int64) * taps.stride[2] + tap * taps.stride[3]
 
 
 @triton.jit
