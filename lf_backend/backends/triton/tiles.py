@@ -25,8 +25,8 @@ class View(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """A band bias [B, H, N, taps], or its gradient. Unlike a `View` it holds no None: Triton 3.6 cannot ask of
-    a tuple with one whether it is None itself."""
+    """A band bias [B, H, N, taps], or its gradient. Unlike a `View` it holds no None: Triton 3.6 cannot ask
+    of a tuple with one whether it is None itself."""
 
     ptr: Any
     stride: tuple[int, ...]
