@@ -8,7 +8,6 @@ backward, per pair and head; their share is of the rate of a large float32 matri
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -29,23 +28,9 @@ MATRIX = 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds of each section")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="sections, all by default")
-    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    parser = record.parser(__doc__, SECTIONS, repeats=9)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    console, rows = Console(width=120), []
-    console.print(record.environment())
-    for name in options.only or SECTIONS:
-        found = list(SECTIONS[name](options.repeats))
-        rows += [{"section": name, **row} for row in found]
-        console.print(record.table(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", found))
-    if options.save:
-        console.print(f"saved {record.save(options.save, rows)}")
+    record.report(options, SECTIONS, lambda section: section(options.repeats))
 
 
 def attention(repeats: int) -> Iterator[Row]:

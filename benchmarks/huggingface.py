@@ -6,46 +6,32 @@ runs in turn in one process, on results found equal first; report ratios.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import lf_backend as lf
 import lf_huggingface
 from benchmarks import record
+from benchmarks.record import Row
 from lf_backend.measure import Timing, interleaved, peak_bytes
 
-Row = dict[str, Any]
 OURS, STOCK = "lf_backend", "Hugging Face"
 WINDOW, CONTEXT = 1024, 32768
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="timed rounds of each section")
+    parser = record.parser(__doc__, SECTIONS, repeats=3)
     parser.add_argument("--layers", type=int, default=3, help="layers of each model")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="sections, all by default")
-    parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    console, rows = Console(width=120), []
-    console.print(record.environment())
-    for name in options.only or SECTIONS:
-        found = list(SECTIONS[name](options.repeats, options.layers))
-        rows += [{"section": name, "layers": options.layers, **row} for row in found]
-        console.print(_table(name, found))
-    if options.save:
-        console.print(f"saved {record.save(options.save, rows)}")
+    layers = {"layers": options.layers}
+    record.report(
+        options, SECTIONS, lambda section: (layers | row for row in section(options.repeats, options.layers))
+    )
 
 
 def longformer(repeats: int, layers: int) -> Iterator[Row]:
@@ -206,17 +192,6 @@ def _peaks(work: str, runs: Mapping[str, Callable[[], Tensor]]) -> Iterator[Row]
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     for name, peak in peaks.items():
         yield {"work": work, "name": name, "peak MiB": peak / 2**20, "of stock": peak / peaks[STOCK]}
-
-
-def _table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=f"{title}: {(SECTIONS[title].__doc__ or '').strip()}", title_justify="left")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("work", "name") else "right")
-    for row in rows:
-        cells = (row.get(column, "") for column in columns)
-        table.add_row(*(f"{x:.2f}" if isinstance(x, float) else str(x) for x in cells))
-    return table
 
 
 if __name__ == "__main__":

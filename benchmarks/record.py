@@ -1,20 +1,24 @@
-"""Figures as JSON, with the machine, versions and commit they come from, and as tables."""
+"""Figures of sections: as tables, and as JSON with the machine, versions and commit they come from."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 import lf_backend
 
 Row = dict[str, Any]
+Section = Callable[..., Iterable[Row]]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -31,6 +35,31 @@ def environment() -> dict[str, Any]:
         + ("+" if _git("status", "--porcelain", "-uno") else ""),
         "packages": {name: version for name in packages if (version := _version(name))},
     }
+
+
+def parser(doc: str | None, sections: Iterable[str], repeats: int) -> argparse.ArgumentParser:
+    """What the commands that measure sections have in common."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--repeats", type=int, default=repeats, help="timed rounds of each section")
+    found.add_argument("--threads", type=int, default=torch.get_num_threads())
+    found.add_argument("--only", choices=sections, action="append", help="sections, all by default")
+    found.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    return found
+
+
+def report(
+    options: argparse.Namespace, sections: Mapping[str, Section], run: Callable[[Section], Iterable[Row]]
+) -> None:
+    """Run the sections that were asked for; print their tables, and save all rows."""
+    torch.set_num_threads(options.threads)
+    console, rows = Console(width=120), list[Row]()
+    console.print(environment())
+    for name in options.only or sections:
+        found = list(run(sections[name]))
+        rows += [{"section": name, **row} for row in found]
+        console.print(table(f"{name}: {(sections[name].__doc__ or '').strip()}", found))
+    if options.save:
+        console.print(f"saved {save(options.save, rows)}")
 
 
 def save(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:

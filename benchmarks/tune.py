@@ -24,6 +24,7 @@ from lf_backend.backends.triton import launch, tuning
 from lf_backend.backends.triton.ahead import SHARED_BYTES, Target, compiled, example
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tuning import Row, Tiles, Wanted
+from lf_backend.errors import BuildError
 from lf_backend.measure import interleaved
 
 TABLE = Path(tuning.__file__).with_name("tiles.json")
@@ -115,8 +116,8 @@ def _fastest(call: Call, device: Device, kernel: str, console: Console) -> Tiles
         run = _run(call, _Only(device.arch, device.processors, device.index, kernel, candidate))
         try:
             run()
-        except Exception as error:  # too much shared memory has no one name in Triton's versions
-            console.print(f"{kernel} {candidate} cannot run: {type(error).__name__}: {str(error)[:100]}")
+        except BuildError as error:
+            console.print(f"{kernel} {candidate} cannot run: {str(error)[:100]}")
         else:
             runs[candidate] = run
     times = interleaved({str(c): run for c, run in runs.items()}, repeats=20) if runs else {}

@@ -248,7 +248,7 @@ def _plan(adapter: Adapter | registry.Broken, model: nn.Module, pattern: Pattern
         return adapter.plan(model, pattern) or adapter.refusal(model)
     except LFError:  # the adapter knows the model, and this is its answer
         raise
-    except Exception as error:
+    except Exception as error:  # as above: an integration that fails is a reason, shown with the others
         return f"failed: {type(error).__name__}: {error}"
 
 

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 import lf_backend as lf
 from lf_backend import dropout
 from lf_backend.backends.triton import launch
+from lf_backend.backends.triton.tiles import Band as TritonBand
 from lf_backend.backends.triton.tiles import (
     Dropout,
     class_length,
     edge,
     edges,
+    in_band,
     keep,
     part_of,
     span,
@@ -77,6 +79,23 @@ def test_class_length(length: int, residue: int, dilation: int) -> None:
     out = torch.zeros(1, dtype=torch.int32)
     _class_length[(1,)](out, length, residue, dilation)
     assert out.item() == core_class_length(length, residue, dilation)
+
+
+@triton.jit
+def _in_band(out, distance, left, right, dilation):
+    tl.store(out, in_band(distance, TritonBand(left, right, dilation)))
+
+
+@pytest.mark.parametrize(
+    ("distance", "wanted"),
+    [(0, True), (-60_000, True), (60_000, True), (-60_001, False), (120_000, True), (-180_000, False)],
+)
+def test_reach_of_more_than_32_bits_in_positions(distance: int, wanted: bool) -> None:
+    """Two steps back of 60,000 positions, and 50,000 ahead."""
+    out = torch.zeros(1, dtype=torch.int32)
+    _in_band[(1,)](out, distance, 2, 50_000, 60_000)
+    assert bool(out.item()) is wanted
+    assert bool(Band(2, 50_000, (60_000,)).sees(0, 0, distance)) is wanted
 
 
 @triton.jit

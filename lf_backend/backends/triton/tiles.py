@@ -212,8 +212,8 @@ def unpadded(padding, batch, residue, dilation, length):
 @triton.jit
 def in_band(distance, band):
     """Whether a pair at the distance key - query, in positions, is in the band."""
-    reached = (distance >= -band.left * band.dilation) & (distance <= band.right * band.dilation)
-    return reached & (distance % band.dilation == 0)
+    step = distance // band.dilation  # in steps, as reach in positions may exceed 32 bits
+    return (step * band.dilation == distance) & (step >= -band.left) & (step <= band.right)
 
 
 @triton.jit

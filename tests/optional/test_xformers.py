@@ -13,8 +13,6 @@ from lf_backend.testing import check
 from lf_backend.testing.cases import named
 from lf_backend.testing.strategies import cases
 
-pytest.importorskip("xformers")
-
 CPU = Machine("cpu", packages=(("xformers", "0.0.35"),))
 
 
