@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import lf_backend as lf
 from lf_backend.pattern import Pattern
-from lf_huggingface import probabilities
+from lf_huggingface import heads, probabilities
 from lf_huggingface.tokens import is_free_to_read
 from lf_huggingface.unused import used
 
@@ -57,7 +57,7 @@ class SparseSelfAttention(nn.Module):
         """
         pattern = self.lf_mark.pattern
         assert pattern is not None, "the plan gives every attention layer a pattern"
-        q, k, v = (self._heads(x(hidden_states)) for x in (self.query, self.key, self.value))
+        q, k, v = (heads.split(x(hidden_states), self.num_heads) for x in (self.query, self.key, self.value))
         global_mask = is_index_global_attn if is_global_attn else None
         own: tuple[Tensor | None, ...] = (None, None, None)
         if global_mask is not None or pattern.lowered.positions:
@@ -71,7 +71,7 @@ class SparseSelfAttention(nn.Module):
             global_q=own[0], global_k=own[1], global_v=own[2], dropout_p=dropout_p,
             backend=self.lf_mark.backend,
         )  # fmt: skip
-        out = out.transpose(1, 2).reshape(hidden_states.shape)
+        out = heads.join(out)
         if replay is None:
             return (out,)
         scored = probabilities.Scored(q, k, own[0], own[1], is_index_masked, replay)
@@ -93,9 +93,6 @@ class SparseSelfAttention(nn.Module):
             query = rows.new_zeros(x.shape).index_put((chosen,), rows)
         else:
             query = self.query_global(x)
-        return tuple(self._heads(y) for y in (query, self.key_global(x), self.value_global(x)))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[B, N, E] as [B, H, N, D], a view."""
-        batch, length, _ = x.shape
-        return x.view(batch, length, self.num_heads, self.head_dim).transpose(1, 2)
+        return tuple(
+            heads.split(y, self.num_heads) for y in (query, self.key_global(x), self.value_global(x))
+        )

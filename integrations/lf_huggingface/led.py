@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers.models.led import modeling_led as upstream
 
-from lf_huggingface import layers
+from lf_huggingface import layers, patterns
 from lf_huggingface.attention import SparseSelfAttention
 from lf_huggingface.tokens import Tokens
+
+native = patterns.of_config
+check = patterns.any_will_do
 
 
 class LEDEncoderSelfAttention(SparseSelfAttention, upstream.LEDEncoderSelfAttention):

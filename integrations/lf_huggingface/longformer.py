@@ -14,9 +14,12 @@ from typing import Any
 from torch import Tensor
 from transformers.models.longformer import modeling_longformer as upstream
 
-from lf_huggingface import layers
+from lf_huggingface import layers, patterns
 from lf_huggingface.attention import SparseSelfAttention
 from lf_huggingface.tokens import NOTHING_SAID, Tokens
+
+native = patterns.of_config
+check = patterns.any_will_do
 
 
 class LongformerSelfAttention(SparseSelfAttention, upstream.LongformerSelfAttention):

@@ -47,6 +47,15 @@ def override(pattern: Pattern | tuple[Pattern, ...], config: Any) -> tuple[Patte
     return chosen
 
 
+def left_to_the_layer(config: Any) -> tuple[None, ...]:
+    """No pattern, where a layer's own depends on the length."""
+    return tuple(None for _ in range(config.num_hidden_layers))
+
+
+def any_will_do(pattern: Pattern) -> None:
+    """The check of families that run any pattern."""
+
+
 def unknown_upstream(config: Any) -> list[str]:
     """What the config asks for and transformers would not do, as words for the report."""
     asked = {"attention_dilation": 1, "autoregressive": False}

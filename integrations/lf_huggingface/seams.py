@@ -6,8 +6,10 @@ of the `forward` that replaces it, and what lies between two replaced modules mu
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +23,11 @@ def check_forward(upstream: type[nn.Module], like: type[nn.Module]) -> None:
     wanted, got = _parameters(like), _parameters(upstream)
     if wanted != got:
         raise PatchError(f"{_changed(upstream.__name__)}.forward({wanted}) wanted, got ({got})")
+
+
+def like(forward: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """For a `forward` around upstream's: it takes the same parameters, which others look at."""
+    return functools.wraps(forward)
 
 
 def check_attributes(module: nn.Module, names: Iterable[str]) -> None:

@@ -41,6 +41,50 @@ def led(kind: str = "LEDForConditionalGeneration", **changes: Any) -> nn.Module:
     return _built(kind, transformers.LEDConfig(**{**config, **changes}))
 
 
+def big_bird(kind: str = "BigBirdModel", **changes: Any) -> nn.Module:
+    """As `longformer`, with blocks of 4, two of them random."""
+    config: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 40, "block_size": 4, "num_random_blocks": 2, "max_position_embeddings": 200,
+        "pad_token_id": PAD, "sep_token_id": SEPARATOR, "initializer_range": 0.25,
+        "attention_type": "block_sparse", "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
+    }  # fmt: skip
+    return _built(kind, transformers.BigBirdConfig(**{**config, **changes}))
+
+
+_SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 1,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 40, "decoder_ffn_dim": 40,
+    "pad_token_id": PAD, "init_std": 0.25, "dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+
+
+def bigbird_pegasus(kind: str = "BigBirdPegasusModel", **changes: Any) -> nn.Module:
+    """As `big_bird`, an encoder with a decoder."""
+    own = {
+        "block_size": 4, "num_random_blocks": 2, "max_position_embeddings": 200,
+        "attention_type": "block_sparse",
+    }  # fmt: skip
+    return _built(kind, transformers.BigBirdPegasusConfig(**{**_SEQ2SEQ, **own, **changes}))
+
+
+def pegasus_x(kind: str = "PegasusXModel", **changes: Any) -> nn.Module:
+    """Blocks of 8, every other layer staggered, three global tokens."""
+    own = {"block_size": 8, "num_global_tokens": 3, "stagger_local_blocks": True}
+    return _built(kind, transformers.PegasusXConfig(**{**_SEQ2SEQ, **own, **changes}))
+
+
+def longt5(kind: str = "LongT5Model", **changes: Any) -> nn.Module:
+    """A local encoder with windows of 5 on each side."""
+    config: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "num_layers": 2, "num_decoder_layers": 1,
+        "num_heads": 4, "d_ff": 40, "local_radius": 5, "dropout_rate": 0.0, "pad_token_id": PAD,
+        "encoder_attention_type": "local", "initializer_factor": 1.5, "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 6,
+    }  # fmt: skip
+    return _built(kind, transformers.LongT5Config(**{**config, **changes}))
+
+
 def _built(kind: str, config: Any) -> nn.Module:
     torch.manual_seed(0)
     return getattr(transformers, kind)(config).eval()
@@ -100,7 +144,7 @@ def assert_same(
     run: Callable[..., Results] = results, **asked: bool,
 ) -> None:  # fmt: skip
     """Raise AssertionError unless the patched model is as near to the truth as stock is."""
-    truth = _truth(stock, batch, length, **asked)
+    truth = _truth(stock, batch, length, run, **asked)
     want, got = run(stock, batch, length, **asked), run(patched, batch, length, **asked)
     assert got.keys() == want.keys() == truth.keys()
     eps = max(torch.finfo(x.dtype).eps for x in want.values())  # autocast keeps gradients in float32
@@ -114,7 +158,9 @@ def assert_same(
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
 
 
-def _truth(stock: nn.Module, batch: dict[str, Any], length: int, **asked: bool) -> Results:
+def _truth(
+    stock: nn.Module, batch: dict[str, Any], length: int, run: Callable[..., Results], **asked: bool
+) -> Results:
     """Stock in float64, its softmax included, which upstream keeps in float32: from scores of
     finfo(float64).min that makes NaN, and NaN gradients wherever examples differ in globals."""
     softmax = nn.functional.softmax
@@ -122,5 +168,8 @@ def _truth(stock: nn.Module, batch: dict[str, Any], length: int, **asked: bool) 
         name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
         for name, x in batch.items()
     }
-    with mock.patch.object(nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim)):
-        return results(copy.deepcopy(stock).double(), doubled, length, **asked)
+    with (
+        mock.patch.object(nn.functional, "softmax", lambda x, dim, dtype=None: softmax(x, dim)),
+        mock.patch.object(Tensor, "float", lambda x: x),
+    ):
+        return run(copy.deepcopy(stock).double(), doubled, length, **asked)
