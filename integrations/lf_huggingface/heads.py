@@ -7,7 +7,8 @@ from torch import Tensor
 
 def split(x: Tensor, heads: int) -> Tensor:
     """[B, N, E] as [B, H, N, D], a view."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+    batch, length, width = x.shape
+    return x.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
 def join(x: Tensor) -> Tensor:
