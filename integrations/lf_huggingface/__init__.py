@@ -40,14 +40,19 @@ from lf_huggingface.register import register, unregister, when_imported
 
 if TYPE_CHECKING:
     from lf_huggingface.conversion import convert
+    from lf_huggingface.loading import auto_patch
     from lf_huggingface.window_cache import WindowCache
 
 adapter = HuggingFace()
 when_imported()
 
-__all__ = ["HuggingFace", "WindowCache", "adapter", "convert", "register", "unregister"]
+__all__ = ["HuggingFace", "WindowCache", "adapter", "auto_patch", "convert", "register", "unregister"]
 
-_HOMES = {"WindowCache": "lf_huggingface.window_cache", "convert": "lf_huggingface.conversion"}
+_HOMES = {
+    "WindowCache": "lf_huggingface.window_cache",
+    "auto_patch": "lf_huggingface.loading",
+    "convert": "lf_huggingface.conversion",
+}
 
 
 def __getattr__(name: str) -> Any:
