@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_families as families
 import huggingface_zoo as zoo
@@ -19,7 +18,6 @@ import transformers
 from torch import Tensor, nn
 
 import lf_backend as lf
-import lf_huggingface
 
 STEPS = 200
 
@@ -124,48 +122,3 @@ def test_lora_on_local_and_global_projections() -> None:
     assert got.keys() == want.keys()
     for name, x in want.items():
         torch.testing.assert_close(got[name], x, atol=2e-5, rtol=1e-4, msg=name)
-
-
-# What people try at once.
-
-
-def test_a_pipeline_on_a_converted_model(tmp_path: Path) -> None:
-    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *"abcdefgh"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=40,
-    )  # fmt: skip
-    short = transformers.BertForMaskedLM(config)
-    found = [
-        transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)("a b [MASK] d")
-        for model in (short.eval(), lf_huggingface.convert(short, 80, 16, tokenizer=tokenizer))
-    ]
-    assert [row["token"] for row in found[0]] == [row["token"] for row in found[1]]
-    assert tokenizer.model_max_length == 80
-
-
-def test_hooks_of_accelerate() -> None:
-    accelerate: Any = pytest.importorskip("accelerate")
-    model = families.build("Mistral")
-    ids = torch.randint(3, families.VOCABULARY, (1, 20))
-    want = model(ids).logits
-    accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
-    assert torch.equal(model(ids).logits, want)
-
-
-def test_quantised_projections_are_called_as_modules() -> None:
-    class Rounded(nn.Linear):
-        """Stands for a linear layer that holds no matrix in `weight`."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.linear(x, self.weight.round(decimals=1), self.bias)
-
-    stock = zoo.longformer()
-    for layer in stock.encoder.layer:
-        for name in ("query", "key", "value", "query_global", "key_global", "value_global"):
-            getattr(layer.attention.self, name).__class__ = Rounded
-    patched = copy.deepcopy(stock)
-    lf.patch(patched)
-    zoo.assert_same(patched, stock, {"input_ids": zoo.tokens(4, 24), **zoo.masks(24)}, 24)
