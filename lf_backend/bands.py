@@ -281,6 +281,16 @@ class Lowered:
         """Visible pairs of one head, the queries being the last `n` of `m` positions."""
         return _pairs(self, n, m, head)
 
+    def window(self, m: int) -> int:
+        """The most keys, of `m`, that one window shows a query."""
+        return max((min(m, 1 + sum(band.clipped(m))) for band in self.bands), default=0)
+
+    def covers(self, n: int, m: int) -> tuple[bool, bool]:
+        """Whether one window shows every past key to each of the last `n` of `m` queries; and every key."""
+        whole = [band.clipped(m) for band in self.bands if set(band.dilations) == {1}]
+        past = [ahead for back, ahead in whole if back >= m - 1]
+        return bool(past), any(ahead >= n - 1 for ahead in past)
+
 
 def lower(union: Iterable[Conjunction]) -> Lowered:
     """Sort the intersections into bands, global tokens and the rest; exact, never approximate."""

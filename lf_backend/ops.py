@@ -23,7 +23,7 @@ from lf_backend.errors import BuildError, UnsupportedError
 from lf_backend.globals import Rows, positions
 from lf_backend.notation import parse
 from lf_backend.pattern import Pattern
-from lf_backend.problem import Feature, Machine, Problem
+from lf_backend.problem import Coverage, Feature, Machine, Problem
 from lf_backend.selection import Selection, chosen, preference, rule_out, select
 
 T = TypeVar("T")
@@ -89,10 +89,12 @@ class Arguments:
         """What the call needs."""
         batch, heads, queries, head_dim = self.q.shape
         _, kv_heads, keys, _ = self.k.shape
-        needs = _pattern_needs(resolve(self.pattern).lowered)
+        pattern = resolve(self.pattern)
+        needs = _pattern_needs(pattern.lowered)
         needs |= {feature for feature, needed in self._needs() if needed}
         dtype = str(self.q.dtype).removeprefix("torch.")
-        return Problem(needs, dtype, batch, heads, kv_heads, queries, keys, head_dim)
+        window, coverage = _extent(pattern, queries, keys)
+        return Problem(needs, dtype, batch, heads, kv_heads, queries, keys, head_dim, window, coverage)
 
     def _needs(self) -> tuple[tuple[Feature, bool], ...]:
         return (
@@ -181,6 +183,13 @@ def _pattern_needs(lowered: Lowered) -> frozenset[Feature]:
         (Feature.PREDICATE, bool(lowered.others)),
     )
     return frozenset(feature for feature, needed in needs if needed)
+
+
+@lru_cache(maxsize=4096)
+def _extent(pattern: Pattern, queries: int, keys: int) -> tuple[int, Coverage]:
+    past, every = pattern.lowered.covers(queries, keys)
+    covered = Coverage.PAST if past and pattern.is_causal else Coverage.PART
+    return pattern.lowered.window(keys), Coverage.ALL if every else covered
 
 
 @torch.library.custom_op("lf_backend::attention", mutates_args=())

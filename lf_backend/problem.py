@@ -37,6 +37,14 @@ class Feature(enum.Enum):
     __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python, at every call
 
 
+class Coverage(enum.Enum):
+    """Which pairs are visible for sure, padding apart. The value is the word used in tables."""
+
+    ALL = "all pairs"
+    PAST = "all past pairs"
+    PART = "some pairs"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One call, without its tensors.
@@ -45,6 +53,8 @@ class Problem:
         features: what the call needs of a backend.
         dtype: "float32", "bfloat16", "float16" or "float64".
         batch, heads, kv_heads, queries, keys, head_dim: the shape of the call.
+        window: the most keys that one window shows a query, no more than there are.
+        coverage: whether windows leave any pair out.
     """
 
     features: frozenset[Feature]
@@ -55,6 +65,8 @@ class Problem:
     queries: int
     keys: int
     head_dim: int
+    window: int = 0
+    coverage: Coverage = Coverage.PART
 
     def __str__(self) -> str:
         needs = ", ".join(sorted(feature.value for feature in self.features)) or "nothing special"

@@ -12,9 +12,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lf_backend import registry
+from lf_backend import measured, registry
 from lf_backend.backend import Backend
 from lf_backend.errors import BuildError, LFError, UnsupportedError
+from lf_backend.measured import Row
 from lf_backend.problem import Machine, Problem
 from lf_backend.registry import Broken
 
@@ -39,6 +40,7 @@ class Selection:
         verdicts: every backend in the order of preference.
         chosen: name of the backend that runs the problem, None if none can.
         asked: the backend asked for by name, None for the automatic choice.
+        row: the measured call that has put the verdicts in their order, None where priorities have.
     """
 
     problem: Problem
@@ -46,6 +48,7 @@ class Selection:
     verdicts: tuple[Verdict, ...]
     chosen: str | None
     asked: str | None
+    row: Row | None = None
 
     def __str__(self) -> str:
         how = f"asked for {self.asked!r}" if self.asked else "automatic"
@@ -53,6 +56,8 @@ class Selection:
         lines = [f"{self.problem}", f"on {self.machine}; {how}"]
         for verdict in self.verdicts:
             lines.append(f"  {verdict.backend:{width}}  {self._word(verdict)}")
+        if self.row is not None:
+            lines.append(f"nearest measured call: {self.row}")
         return "\n".join(lines)
 
     def _word(self, verdict: Verdict) -> str:
@@ -79,11 +84,13 @@ def _select(problem: Problem, machine: Machine, asked: str | None, version: int)
     entries = registry.backends()
     if asked is not None and asked not in entries:
         raise unknown(asked)
-    verdicts = tuple(Verdict(name, _reasons(entry, problem, machine)) for name, entry in entries.items())
+    row = measured.nearest(problem, machine)
+    names = measured.ordered(list(entries), row)
+    verdicts = tuple(Verdict(name, _reasons(entries[name], problem, machine)) for name in names)
     able = [verdict.backend for verdict in verdicts if not verdict.reasons]
     if asked is not None:
         able = [name for name in able if name == asked]
-    return Selection(problem, machine, verdicts, able[0] if able else None, asked)
+    return Selection(problem, machine, verdicts, able[0] if able else None, asked, row)
 
 
 def _reasons(entry: Backend | Broken, problem: Problem, machine: Machine) -> tuple[str, ...]:

@@ -185,6 +185,18 @@ CASES: dict[str, Case] = {
     "window longer than the sequence": replace(_BASE, pattern=Window(100, 60)),
     "window without limit": replace(_BASE, pattern=Window(None, None)),
     "causal without limit": replace(_BASE, pattern=Causal(), queries=70),
+    "everything, padding, grouped heads": replace(
+        _BASE, pattern=Window(None, None), padding="middle", heads=4, batch=3, queries=70, sinks=True
+    ),
+    "everything, more keys, a whole example of padding": replace(
+        _BASE, pattern=Window(90, 90) | Global(3), queries=17, keys=60, padding="all", separate=True
+    ),
+    "everything, global tokens per example": replace(
+        _BASE, pattern=Window(None, None), globals=3, separate=True, transposed=True
+    ),
+    "all past, grouped heads, a sink": replace(
+        _BASE, pattern=Window(80, 0), heads=4, queries=70, globals=2, sinks=True
+    ),
     "limit on one side": replace(_BASE, pattern=Window(None, 2), queries=70),
     "several blocks": replace(_LONG, pattern=Window(40, 30)),
     "several blocks, narrow": replace(_LONG, pattern=Window(3, 1)),

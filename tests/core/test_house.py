@@ -35,7 +35,7 @@ LAYERS = (
     ("notation", "schedules", "conventions", "picture", "problem", "dropout", "measure"),
     ("backend",),
     ("dense", "taps"),
-    ("globals", "registry", "backends"),
+    ("globals", "registry", "backends", "measured"),
     ("selection",),
     ("ops",),
     ("checks",),

@@ -1,0 +1,147 @@
+"""Where every pair is visible, or every past one: PyTorch's own dense kernel, on CPUs.
+
+A window over the whole sequence leaves no pair to skip, and short sequences are mostly overhead: there the
+operator behind `scaled_dot_product_attention` has the least. It is called itself, because the public
+function keeps the log-sum-exp to itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lf_backend import dense
+from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
+from lf_backend.problem import Coverage, Feature, Machine, Problem
+
+_flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Sdpa(Backend):
+    """See the module."""
+
+    name = "sdpa"
+    priority = 40
+    capabilities = Capabilities(
+        features=frozenset(
+            {
+                Feature.UNLIMITED_REACH,
+                Feature.GLOBAL_COLUMNS,
+                Feature.KEY_PADDING,
+                Feature.GROUPED_HEADS,
+                Feature.LONGER_KEYS,
+                Feature.BACKWARD,
+            }
+        ),
+        devices=frozenset({"cpu"}),
+    )
+
+    def reasons(self, problem: Problem, machine: Machine) -> list[str]:
+        found = super().reasons(problem, machine)
+        if problem.coverage is Coverage.PART:
+            found.append(
+                "one window over all pairs, or over all past pairs and nothing else, wanted, call has a "
+                f"window of {problem.window} of {problem.keys} keys"
+            )
+        if problem.coverage is Coverage.PAST:
+            if problem.queries != problem.keys:
+                found.append(f"as many queries as keys under causality wanted, call has {problem.queries}")
+            if Feature.KEY_PADDING in problem.features:
+                found.append("key padding under causality is not supported")
+        return found
+
+    def forward(self, call: Call) -> tuple[Tensor, Tensor]:
+        q, scale, _ = _scaled(call)
+        out, lse = _flash(q, *_grouped(call), 0.0, _is_causal(call), attn_mask=_mask(call), scale=scale)
+        lse = lse.masked_fill(_sees_nothing(call), -torch.inf)
+        return out.contiguous(), lse
+
+    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+        out, exact = _out_of(delta, grad_out)
+        if not exact:
+            return _dense_backward(call, grad_out, delta, lse)
+        q, scale, sign = _scaled(call)
+        grad_q, grad_k, grad_v = _flash_backward(
+            grad_out, q, *_grouped(call), out, lse, 0.0, _is_causal(call), attn_mask=_mask(call), scale=scale
+        )
+        grad_q = grad_q if sign == 1 else sign * grad_q
+        return Gradients(grad_q, _of_groups(grad_k, call.k), _of_groups(grad_v, call.v), None)
+
+
+def _is_causal(call: Call) -> bool:
+    """Not every pair is visible: then every past one is, as `Sdpa.reasons` has seen to."""
+    return not call.lowered.covers(call.q.shape[2], call.k.shape[2])[1]
+
+
+def _scaled(call: Call) -> tuple[Tensor, float, int]:
+    """q, the scale, and the factor that q has: the kernel scales what it has masked with -inf before."""
+    if call.scale > 0:
+        return call.q, call.scale, 1
+    sign = -1 if call.scale else 0
+    return sign * call.q, abs(call.scale) or 1.0, sign
+
+
+def _grouped(call: Call) -> tuple[Tensor, Tensor]:
+    """k and v with as many heads as q."""
+    group = call.q.shape[1] // call.k.shape[1]
+    if group == 1:
+        return call.k, call.v
+    return call.k.repeat_interleave(group, 1), call.v.repeat_interleave(group, 1)
+
+
+def _of_groups(grad: Tensor, like: Tensor) -> Tensor:
+    """The gradient [B, H, M, D] of repeated heads as that of `like` [B, Hkv, M, D]."""
+    if grad.shape == like.shape:
+        return grad
+    batch, heads, *rest = like.shape
+    grouped = grad.view(batch, heads, grad.shape[1] // heads, *rest)
+    return grouped.sum(2, dtype=accumulation_dtype(grad.dtype)).to(like.dtype)
+
+
+def _mask(call: Call) -> Tensor | None:
+    """[B, 1, 1, M], added to scores."""
+    if call.key_padding is None:
+        return None
+    mask = torch.zeros(call.key_padding.shape, dtype=call.q.dtype)
+    return mask.masked_fill_(call.key_padding, -torch.inf)[:, None, None]
+
+
+def _sees_nothing(call: Call) -> Tensor:
+    """Bool [B or 1, 1, 1], True where every key is padded, of which the kernel says lse 0."""
+    if call.key_padding is None:
+        return torch.zeros(1, 1, 1, dtype=torch.bool)
+    return call.key_padding.all(1)[:, None, None]
+
+
+def _out_of(delta: Tensor, grad_out: Tensor) -> tuple[Tensor, bool]:
+    """An output whose product with grad_out [B, H, N, D] is delta [B, H, N], and whether there is one.
+
+    The kernel knows delta, which is all that it uses of the output, by no other way. Ours may be another
+    one, where the log-sum-exp has a gradient or a sink takes part. Where grad_out is 0 it cannot be made.
+    """
+    unit = grad_out.abs().amax(-1, keepdim=True).to(delta.dtype)
+    direction = grad_out / unit.masked_fill(unit == 0, 1)
+    length = direction.square().sum(-1, keepdim=True, dtype=delta.dtype) * unit
+    wanted = delta[..., None]
+    exact = bool(((length > 0) | (wanted == 0)).all())
+    out = direction * (wanted / length.masked_fill(length == 0, 1))
+    return out.to(grad_out.dtype), exact
+
+
+def _dense_backward(call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    """By products of whole matrices."""
+    n, m = call.q.shape[2], call.k.shape[2]
+    visible = torch.ones(n, m, dtype=torch.bool)
+    visible = visible.tril_() if _is_causal(call) else visible
+    found = []
+    for batch in range(call.q.shape[0]):
+        seen = visible if call.key_padding is None else visible & ~call.key_padding[batch]
+        area = dense.Rectangle(
+            call.q[batch], call.k[batch], call.v[batch], seen, None, None, call.scale, call.softcap
+        )
+        found.append(dense.backward(area, grad_out[batch], delta[batch], lse[batch]))
+    q, k, v = (torch.stack([getattr(one, name) for one in found]).to(call.q.dtype) for name in "qkv")
+    return Gradients(q, k, v, None)

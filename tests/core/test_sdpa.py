@@ -1,0 +1,45 @@
+"""The dense kernel's ends: what it is not told, and what it takes over."""
+
+import pytest
+import torch
+
+import lf_backend as lf
+
+EVERYTHING, PAST = lf.Window(None, None), lf.Causal()
+
+
+@pytest.mark.parametrize("pattern", [EVERYTHING, PAST], ids=str)
+def test_gradients_of_the_log_sum_exp_alone_or_of_some_rows(pattern: lf.Pattern) -> None:
+    """Where grad_out is 0, no output can tell the kernel what the log-sum-exp's gradient is."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 20, 8, dtype=torch.float64)
+    k, v = k[:, :2], v[:, :2]
+    for rows in (0, 7, 20):
+        found = {}
+        for backend in ("sdpa", "reference"):
+            leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+            out, lse = lf.attention(*leaves, pattern, return_lse=True, backend=backend)
+            (out[:, :, :rows].square().sum() + lse.sin().sum()).backward()
+            found[backend] = [x.grad for x in leaves]
+        torch.testing.assert_close(found["sdpa"], found["reference"])
+
+
+def reasons(pattern: lf.Pattern, n: int, m: int, **given: torch.Tensor) -> str:
+    q, k = torch.empty(1, 2, n, 8, device="meta"), torch.empty(1, 2, m, 8, device="meta")
+    found = lf.explain(q, k, k, pattern, machine=lf.Machine("cpu"), **given)
+    return "; ".join(next(v.reasons for v in found.verdicts if v.backend == "sdpa"))
+
+
+def test_it_runs_what_leaves_no_pair_out() -> None:
+    padding = torch.zeros(1, 9, dtype=torch.bool, device="meta")
+    assert reasons(lf.Window(8, 8), 9, 9) == reasons(lf.Window(8, 2), 3, 9) == ""
+    assert reasons(EVERYTHING | lf.Global(1), 9, 9, key_padding=padding) == reasons(PAST, 9, 9) == ""
+    assert reasons(lf.Window(8, 0), 1, 9) == ""
+    assert reasons(lf.Window(7, 0), 9, 9) == (
+        "one window over all pairs, or over all past pairs and nothing else, wanted, call has a window of 8 "
+        "of 9 keys"
+    )
+    assert "all past pairs and nothing else, wanted" in reasons(lf.Window(8, 0) | lf.Global(2), 9, 9)
+    assert "dilation is not supported; one window" in reasons(lf.Window(8, 8, dilation=2), 9, 9)
+    assert reasons(PAST, 3, 9) == "as many queries as keys under causality wanted, call has 3"
+    assert reasons(PAST, 9, 9, key_padding=padding) == "key padding under causality is not supported"
