@@ -134,7 +134,7 @@ class Backend(ABC):
     """One way to compute the local part. Stateless: one instance serves all calls and threads.
 
     What only building a kernel can tell is a `BuildError` from `forward` or `backward`: it becomes a reason
-    for calls of that shape, and the next backend runs unless this one was asked for.
+    for calls of that kind, whatever their length, and the next backend runs unless this one was asked for.
 
     Class attributes:
         name: what users write, in `backend=`, `use_backend` and `LF_BACKEND`.

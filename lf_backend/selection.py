@@ -9,14 +9,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lf_backend import measured, registry
 from lf_backend.backend import Backend
 from lf_backend.errors import BuildError, LFError, UnsupportedError
 from lf_backend.measured import Row
-from lf_backend.problem import Machine, Problem
+from lf_backend.problem import Coverage, Feature, Machine, Problem
 from lf_backend.registry import Broken
 
 _ruled_out: dict[tuple[str, Problem], str] = {}
@@ -96,19 +96,29 @@ def _select(problem: Problem, machine: Machine, asked: str | None, version: int)
 def _reasons(entry: Backend | Broken, problem: Problem, machine: Machine) -> tuple[str, ...]:
     if isinstance(entry, Broken):
         return (f"could not be loaded: {entry.error}",)
-    failure = _ruled_out.get((entry.name, problem))
+    failure = _ruled_out.get((entry.name, _kind(problem)))
     return (*entry.reasons(problem, machine), *(() if failure is None else (failure,)))
 
 
 def rule_out(selection: Selection, error: BuildError) -> None:
-    """Remember that the chosen backend could not be built for the problem: a reason from now on.
+    """Remember that the chosen backend could not be built for the kind of problem: a reason from now on.
 
     Args:
         error: what it said.
     """
     assert selection.chosen is not None, "a backend that was built was chosen"
-    _ruled_out[selection.chosen, selection.problem] = " ".join(str(error).split())
+    _ruled_out[selection.chosen, _kind(selection.problem)] = " ".join(str(error).split())
     _select.cache_clear()
+
+
+def _kind(problem: Problem) -> Problem:
+    """What of a problem a kernel is built for: another length does not try again, and fail again.
+
+    What a rule does to a compiler says nothing about others; they differ in more than a problem says.
+    """
+    if Feature.PREDICATE in problem.features:
+        return problem
+    return replace(problem, batch=0, queries=0, keys=0, window=0, coverage=Coverage.PART)
 
 
 def chosen(selection: Selection) -> Backend:

@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 import lf_backend as lf
-from lf_backend import registry
+from lf_backend import registry, selection
 from lf_backend.backends import flex
 from lf_backend.backends.flex import Flex
 from lf_backend.errors import BuildError
@@ -166,9 +166,9 @@ def test_it_says_what_it_cannot() -> None:
 def test_on_cuda_it_can_and_does_not_come_first() -> None:
     q = torch.empty(1, 2, 4096, 64, dtype=torch.bfloat16, device="meta", requires_grad=True)
     machine = Machine("cuda", "some GPU", (9, 0), (("triton", "3.9.0"),))
-    selection = lf.explain(q, q, q, "big_bird(4096)", machine=machine)
-    verdict = next(v for v in selection.verdicts if v.backend == "flex")
-    assert not verdict.reasons and selection.chosen != "flex"
+    found = lf.explain(q, q, q, "big_bird(4096)", machine=machine)
+    verdict = next(v for v in found.verdicts if v.backend == "flex")
+    assert not verdict.reasons and found.chosen != "flex"
 
 
 class Unbuilt(StandIn):
@@ -182,7 +182,8 @@ class Unbuilt(StandIn):
 
 
 @pytest.fixture
-def unbuilt():
+def unbuilt(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(selection, "_ruled_out", {})
     registry.register(Unbuilt)
     yield
     registry.unregister("unbuilt")
@@ -194,6 +195,9 @@ def test_what_cannot_be_built_is_a_reason_and_the_next_backend_runs(unbuilt) -> 
     wanted = lf.attention(q, q, q, lf.Window(1, 1), backend="reference")
     torch.testing.assert_close(lf.attention(q, q, q, lf.Window(1, 1)), wanted)
     assert "unbuilt        cannot: no compiler here" in str(lf.explain(q, q, q, lf.Window(1, 1)))
+    longer, wider = torch.randn(1, 1, 30, 16), torch.randn(1, 1, 9, 32)
+    assert lf.explain(longer, longer, longer, lf.Window(1, 1)).chosen != "unbuilt"
+    assert lf.explain(wider, wider, wider, lf.Window(1, 1)).chosen == "unbuilt"
 
 
 def test_what_cannot_be_built_is_an_error_where_it_was_asked_for(unbuilt) -> None:
