@@ -8,7 +8,7 @@ the rows and the picture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def main() -> None:
     options = parser.parse_args()
     rows: list[Row] = []
 
-    def run(section: Callable[[int], Iterator[Row]]) -> list[Row]:
+    def run(section: record.Section) -> Iterable[Row]:
         rows.extend(section(options.repeats))
         return rows
 
