@@ -326,6 +326,49 @@ def _intersected(parts: Conjunction) -> tuple[Band | None, list[Form]]:
     return band, [part for part in parts if not isinstance(part, Band)]
 
 
+def apart(bands: Iterable[Band]) -> tuple[Band, ...] | None:
+    """Bands that share no pair and show what these show between them; None if no bands can.
+
+    A reach may be negative: such a band ends before the query, or begins after it. Bands can be taken apart
+    where, in every head, the larger dilation is a multiple of the smaller and the same steps are common.
+    """
+    found: list[Band] = []
+    for band in sorted(bands, key=lambda band: max(band.dilations)):
+        pieces = [band]
+        for earlier in found:
+            cuts = [_without(piece, earlier) for piece in pieces]
+            pieces = [piece for cut in cuts for piece in cut or ()]
+            if None in cuts:
+                return None
+        found += pieces
+    return tuple(found)
+
+
+def _without(band: Band, other: Band) -> list[Band] | None:
+    """What the band shows and the other does not, on its two sides; None if that is not two bands."""
+    heads = range(max(len(band.dilations), len(other.dilations)))
+    if any(band.dilation(head) % other.dilation(head) for head in heads):
+        return None
+    ratios = [(other.dilation(head), band.dilation(head)) for head in heads]
+    backs, aheads = (
+        {None if reach is None else reach * finer // coarser for finer, coarser in ratios}
+        for reach in (other.left, other.right)
+    )
+    if len(backs) > 1 or len(aheads) > 1:
+        return None
+    (back,), (ahead,) = backs, aheads
+    sides = []
+    if back is not None:
+        sides.append(
+            Band(band.left, -back - 1 if band.right is None else min(band.right, -back - 1), band.dilations)
+        )
+    if ahead is not None:
+        sides.append(
+            Band(-ahead - 1 if band.left is None else min(band.left, -ahead - 1), band.right, band.dilations)
+        )
+    return [side for side in sides if (taps := side.taps()) is None or taps > 0]
+
+
 def looks_ahead(union: Iterable[Conjunction]) -> bool:
     """False if every intersection has a band that ends at the query itself."""
     return not all(any(isinstance(p, Band) and p.right == 0 for p in parts) for parts in union)

@@ -24,6 +24,7 @@ class Feature(enum.Enum):
     DILATION_PER_HEAD = "dilation per head"
     UNLIMITED_REACH = "unlimited reach"
     SEVERAL_WINDOWS = "several windows"
+    CROSSING_WINDOWS = "several windows whose dilations cross"
     GLOBAL_COLUMNS = "global columns"
     PREDICATE = "predicate"
     KEY_PADDING = "key padding"

@@ -36,7 +36,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lf_huggingface.plan import HuggingFace
-from lf_huggingface.register import register, unregister, when_imported
+from lf_huggingface.register import register, unregister, when_transformers_is_imported
 
 if TYPE_CHECKING:
     from lf_huggingface.conversion import convert
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lf_huggingface.window_cache import WindowCache
 
 adapter = HuggingFace()
-when_imported()
+when_transformers_is_imported()
 
 __all__ = ["HuggingFace", "WindowCache", "adapter", "auto_patch", "convert", "register", "unregister"]
 

@@ -223,7 +223,7 @@ def _check(
     upstream: type[nn.Module], ours: type[nn.Module], module: nn.Module, attributes: Sequence[str]
 ) -> None:
     seams.check_forward(upstream, ours)
-    seams.check_attributes(module, attributes)
+    seams.TRANSFORMERS.check_attributes(module, attributes)
 
 
 def _inside(path: str, root: str) -> bool:

@@ -6,17 +6,10 @@ a static cache would be lost.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import warnings
-from collections.abc import Sequence
 from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
 
 from lf_backend.errors import LFError
+from lf_backend.optional import when_imported
 
 NAME = "lf"
 # transformers looks for these in a name, and means something else by it.
@@ -64,36 +57,9 @@ def unregister(name: str = NAME) -> None:
     del AttentionMaskInterface._global_mapping[name]
 
 
-def when_imported() -> None:
+def when_transformers_is_imported() -> None:
     """Register now if transformers' models are loaded, else as soon as they are.
 
     So `import lf_huggingface` costs nothing where no model of transformers is used.
     """
-    if _HOME in sys.modules:
-        register()
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
-
-
-class _Waiting(MetaPathFinder):
-    """Waits for one module to be imported, and is gone."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != _HOME:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load: Any = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                try:
-                    register()
-                except ImportError as error:  # a transformers that is too old must not fail to import
-                    warnings.warn(f"'lf' is not registered with transformers: {error}", stacklevel=2)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    when_imported(_HOME, register)

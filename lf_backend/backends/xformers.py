@@ -46,7 +46,14 @@ class Xformers(Backend):
     priority = 10
     capabilities = Capabilities(
         features=frozenset(Feature)
-        - {Feature.SEVERAL_WINDOWS, Feature.PREDICATE, Feature.BAND_BIAS, Feature.SOFTCAP, Feature.DROPOUT},
+        - {
+            Feature.SEVERAL_WINDOWS,
+            Feature.CROSSING_WINDOWS,
+            Feature.PREDICATE,
+            Feature.BAND_BIAS,
+            Feature.SOFTCAP,
+            Feature.DROPOUT,
+        },
         dtypes=frozenset({"float16", "bfloat16"}),
         devices=frozenset({"cuda"}),
         max_head_dim=256 - EXTRA,

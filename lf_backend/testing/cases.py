@@ -210,6 +210,22 @@ CASES: dict[str, Case] = {
     ),
     "two windows": replace(_BASE, pattern=Window(2, 2) | Window(4, 4, dilation=3), queries=70),
     "windows that overlap": replace(_BASE, pattern=Window(6, 0) | Window(2, 2)),
+    "windows that cross": replace(_BASE, pattern=Window(4, 4, dilation=2) | Window(3, 3, dilation=3)),
+    "several windows, global tokens, padding": replace(
+        _BASE,
+        pattern=Window(9, 4) | Window(None, 2, dilation=4) | Global(0, 20),
+        queries=24,
+        keys=40,
+        padding="middle",
+        globals=3,
+        separate=True,
+        dropout_p=0.2,
+        softcap=2.0,
+        sinks=True,
+    ),
+    "windows of dilations per head": replace(
+        _BASE, pattern=Window(3, 3, dilation=(1, 2)) | Window(9, 5, dilation=(2, 4)), queries=40
+    ),
     "global tokens": replace(_BASE, pattern=_WINDOW | Global(0, 17)),
     "global tokens, several blocks": replace(_LONG, pattern=Window(40, 30) | Global(0, 77, 149)),
     "only global tokens": replace(_BASE, pattern=Global(3)),

@@ -39,7 +39,7 @@ LAYERS = (
     ("selection",),
     ("ops",),
     ("checks",),
-    ("patching",),
+    ("patching", "upstream"),
     ("api",),
     ("__init__",),
     ("testing", "cli", "demo"),

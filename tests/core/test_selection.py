@@ -159,7 +159,7 @@ def test_triton_where_its_kernels_run(
 
 def test_triton_names_what_it_refuses() -> None:
     refused = {
-        "several windows": Problem(frozenset({Feature.SEVERAL_WINDOWS}), "bfloat16", 1, 2, 2, 64, 64, 64),
+        "dilations cross": Problem(frozenset({Feature.CROSSING_WINDOWS}), "bfloat16", 1, 2, 2, 64, 64, 64),
         "head_dim <= 256 wanted, call has 512": Problem(frozenset(), "float16", 1, 2, 2, 64, 64, 512),
         "dtype in": Problem(frozenset(), "float64", 1, 2, 2, 64, 64, 64),
         "batch * heads * length <= 2147483647": Problem(

@@ -4,6 +4,7 @@ A dilated band is a plain one in a residue class, so dilation is a stride of the
 Tiles of keys that all queries of a block see run without masks.
 
     backend.py    what it can run
+    passes.py     several windows, one after the other
     launch.py     from a call to launches
     tuning.py     sizes of tiles, as data
     forward.py    the forward kernel, and the one that joins parts

@@ -20,7 +20,7 @@ class Triton(Backend):
     name = "triton"
     priority = 100
     capabilities = Capabilities(
-        features=frozenset(Feature) - {Feature.PREDICATE, Feature.SEVERAL_WINDOWS},
+        features=frozenset(Feature) - {Feature.PREDICATE, Feature.CROSSING_WINDOWS},
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
         devices=frozenset({"cpu", "cuda"}),
         max_head_dim=256,
@@ -47,11 +47,11 @@ class Triton(Backend):
         return found
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        from lf_backend.backends.triton import device, launch
+        from lf_backend.backends.triton import device, passes
 
-        return launch.forward(call, device.Device.of(call.q.device))
+        return passes.forward(call, device.Device.of(call.q.device))
 
     def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
-        from lf_backend.backends.triton import device, launch
+        from lf_backend.backends.triton import device, passes
 
-        return launch.backward(call, device.Device.of(call.q.device), grad_out, delta, lse)
+        return passes.backward(call, device.Device.of(call.q.device), grad_out, delta, lse)
