@@ -66,6 +66,36 @@ def led(repeats: int, layers: int) -> Iterator[Row]:
     yield from _peaks("forward", runs)
 
 
+def encoders(repeats: int, layers: int) -> Iterator[Row]:
+    """BigBird-base, N 4,096; the encoders of LongT5-base (local) and PegasusX-base, N 8,192; float32."""
+    shape: dict[str, Any] = {"encoder_layers": layers, "decoder_layers": 1}
+    models = {
+        "BigBird": _seeded(transformers.BigBirdModel, transformers.BigBirdConfig(num_hidden_layers=layers)),
+        "LongT5": _seeded(
+            transformers.LongT5EncoderModel,
+            transformers.LongT5Config(
+                d_model=768, d_ff=2048, num_heads=12, num_layers=layers, feed_forward_proj="gated-gelu"
+            ),
+        ),
+        "PegasusX": _seeded(
+            transformers.PegasusXModel,
+            transformers.PegasusXConfig(
+                d_model=768, encoder_ffn_dim=3072, encoder_attention_heads=12, num_global_tokens=128, **shape
+            ),
+        ).encoder,
+    }
+    for name, stock in models.items():
+        patched = copy.deepcopy(stock)
+        lf.patch(patched)
+        batch = _batch(4096 if name == "BigBird" else 8192, is_global=False)
+        yield from _compared(
+            f"{name}, forward", {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}, repeats
+        )
+        runs = {OURS: _step(patched, batch), STOCK: _step(stock, batch)}
+        yield from _compared(f"{name}, training step", runs, repeats)
+        yield from _peaks(f"{name}, training step", runs)
+
+
 def modernbert(repeats: int, layers: int) -> Iterator[Row]:
     """ModernBERT-base's shape, N 8,192, every third layer full, forward, against its SDPA, float32."""
     config = transformers.ModernBertConfig(num_hidden_layers=layers)
@@ -102,6 +132,7 @@ def decoding(repeats: int, layers: int) -> Iterator[Row]:
 SECTIONS: dict[str, Callable[[int, int], Iterator[Row]]] = {
     "longformer": longformer,
     "led": led,
+    "encoders": encoders,
     "modernbert": modernbert,
     "decoding": decoding,
 }
