@@ -9,7 +9,6 @@ Only the classes named here are replaced, and not their subclasses, which may di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,17 +29,7 @@ from torch import Tensor, nn
 from lf_backend.errors import UnsupportedError
 from lf_backend.patching import Mark
 from lf_fairseq import marks
-
-
-@dataclass(frozen=True)
-class StackMark(Mark):
-    """The mark of a stack of layers with tokens that are global wherever they are.
-
-    Attributes:
-        tokens: their ids.
-    """
-
-    tokens: tuple[int, ...] = ()
+from lf_fairseq.tokens import TokensMark
 
 
 class _Layers(nn.ModuleList):
@@ -87,7 +76,7 @@ class _Stack(nn.Module):
             global_mask: as the batch says, bool [B, T], or None.
             last: the layers get the last token alone.
         """
-        ids = self.lf_mark.tokens if isinstance(self.lf_mark, StackMark) else ()
+        ids = self.lf_mark.tokens if isinstance(self.lf_mark, TokensMark) else ()
         mask = marks.of_tokens(tokens, self.padding_idx, ids, global_mask)
         return mask[:, -1:] if mask is not None and last else mask
 
@@ -168,8 +157,15 @@ class _Passing(nn.Module):
     reads: ClassVar[str]
 
     def forward(self, *args: Any, global_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        """fairseq's, and `global_mask` for the encoder: bool [B, T], True = global token."""
-        with marks.addressed(self.get_submodule(self.reads), global_mask):
+        """fairseq's, and `global_mask` for the encoder: bool [B, T], True = global token.
+
+        Raises:
+            UnsupportedError: `global_mask` for an encoder that is not patched.
+        """
+        encoder = self.get_submodule(self.reads)
+        if global_mask is not None and not hasattr(encoder, "lf_mark"):
+            raise UnsupportedError("global_mask: a patched encoder wanted, got one of fairseq as it is")
+        with marks.addressed(encoder, global_mask):
             return super().forward(*args, **kwargs)
 
 

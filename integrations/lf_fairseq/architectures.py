@@ -1,0 +1,108 @@
+"""fairseq's transformers with sparse self-attention, under fairseq's names with `_lf` behind them.
+
+Models: `transformer_lm_lf`, `transformer_lf`, `bart_lf`, `roberta_lf`. Every architecture of fairseq's four
+models is there: `transformer_lm_gpt2_small_lf`, `bart_base_lf`, `roberta_large_lf`, ... Parameters and their
+names are fairseq's, so that checkpoints go both ways.
+"""
+# No postponed annotations: fairseq reads the types of a configuration's fields.
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairseq.models import (
+    ARCH_CONFIG_REGISTRY,
+    ARCH_MODEL_INV_REGISTRY,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.models.roberta import RobertaModel
+from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+
+from lf_fairseq import options
+from lf_fairseq.options import BACKEND, DECODER_PATTERN, HELP, PATTERN, TOKENS, TWO_SIDED, Part
+from lf_fairseq.stacks import SparseBARTModel, SparseTransformerModel
+
+
+@dataclass
+class SparseLanguageModelConfig(TransformerLanguageModelConfig):  # type: ignore[misc]
+    """fairseq's, and what self-attention sees. An empty text is one not given."""
+
+    attention_pattern: str = field(default="", metadata={"help": HELP[PATTERN]})
+    attention_backend: str = field(default="", metadata={"help": HELP[BACKEND]})
+    global_tokens: str = field(default="", metadata={"help": HELP[TOKENS]})
+
+
+@register_model("transformer_lm_lf", dataclass=SparseLanguageModelConfig)
+class SparseLanguageModel(TransformerLanguageModel):  # type: ignore[misc]
+    """A language model. Its windows look back only; a global token is seen from later ones."""
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> Any:
+        """fairseq's, patched."""
+        model = super().build_model(args, task)
+        options.apply(args, [Part(model.decoder, PATTERN, task.source_dictionary)])
+        return model
+
+
+class _TwoSided:
+    """What models with an encoder and a decoder share."""
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> Any:
+        """fairseq's, patched."""
+        model = super().build_model(args, task)  # type: ignore[misc]
+        encoder = Part(model.encoder, PATTERN, task.source_dictionary)
+        decoder = Part(model.decoder, DECODER_PATTERN, task.target_dictionary, takes_tokens=False)
+        options.apply(args, [encoder, decoder])
+        return model
+
+
+@register_model("transformer_lf")
+class SparseTransformer(_TwoSided, SparseTransformerModel):
+    """For translation and summarisation. Encoder-decoder attention stays dense."""
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """fairseq's options and ours."""
+        SparseTransformerModel.add_args(parser)
+        options.add(parser, TWO_SIDED)
+
+
+@register_model("bart_lf")
+class SparseBART(_TwoSided, SparseBARTModel):
+    """BART. Encoder-decoder attention stays dense."""
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """fairseq's options and ours."""
+        SparseBARTModel.add_args(parser)
+        options.add(parser, TWO_SIDED)
+
+
+@register_model("roberta_lf")
+class SparseRoberta(RobertaModel):  # type: ignore[misc]
+    """RoBERTa, with global tokens that a pattern, symbols, or the batch choose."""
+
+    @staticmethod
+    def add_args(parser: Any) -> None:
+        """fairseq's options and ours."""
+        RobertaModel.add_args(parser)
+        options.add(parser, HELP)
+
+    @classmethod
+    def build_model(cls, args: Any, task: Any) -> Any:
+        """fairseq's, patched."""
+        model = super().build_model(args, task)
+        options.apply(args, [Part(model.encoder, PATTERN, task.source_dictionary)])
+        return model
+
+
+def _register(model: str) -> None:
+    for name in ARCH_MODEL_INV_REGISTRY[model]:
+        if f"{name}_lf" not in ARCH_CONFIG_REGISTRY:
+            register_model_architecture(f"{model}_lf", f"{name}_lf")(ARCH_CONFIG_REGISTRY[name])
+
+
+register_model_architecture("bart_lf", "bart_lf")(ARCH_CONFIG_REGISTRY["bart_large"])
+for _model in ("transformer_lm", "transformer", "bart", "roberta"):
+    _register(_model)
