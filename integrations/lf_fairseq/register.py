@@ -25,7 +25,7 @@ def check_name(name: str, path: str) -> None:
     """Raise LFError unless the package is imported by its own name."""
     if name != PACKAGE:
         raise LFError(
-            f"--user-dir: the folder {PACKAGE} by its own name wanted, got {path} as {name}; its architectures "
+            f"--user-dir: the folder {PACKAGE} by its own name wanted, got {path} as {name}; its models "
             "are registered once, from one folder"
         )
 
