@@ -1,0 +1,44 @@
+"""Settings of the integration's tests, and what fairseq itself warns of or has lost."""
+
+import types
+import warnings
+from importlib.util import find_spec
+
+import numpy
+import pytest
+import torch
+
+collect_ignore_glob = [] if find_spec("fairseq") else ["test_fairseq_*"]
+
+# fairseq's own, on torch 2.13 and Python 3.11; a warning of anything else is an error, as everywhere.
+WARNINGS = (
+    r"ignore:.torch\.jit\.script. is deprecated:DeprecationWarning",  # decorates at import
+    r"ignore:.torch\.jit\.export. is deprecated:DeprecationWarning",
+    r"ignore:Support for mismatched key_padding_mask and attn_mask:UserWarning",  # its dense attention
+    r"ignore:TypedStorage is deprecated:UserWarning",
+)
+
+if find_spec("fairseq"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated", DeprecationWarning)
+        import fairseq  # noqa: F401
+
+if not hasattr(numpy, "compat"):  # gone in numpy 2; fairseq reads numpy.compat.long where it breaks at "eos"
+    numpy.compat = types.SimpleNamespace(long=numpy.int64)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "test_fairseq_" in item.nodeid:
+            for text in WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(text))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
