@@ -104,7 +104,7 @@ class Buffer:
         if self.is_whole:
             seen = positions.within(pattern, self.length) if marked is None else positions.apart(pattern)
             return Laid(self.keys, self.values, seen, padded, marked)
-        if queries == 1 and all(set(band.dilations) == {1} for band in pattern.lowered.bands):
+        if queries == 1 and {step for band in pattern.lowered.bands for step in band.dilations} == {1}:
             return Laid(self.keys, self.values, Causal(), padded)  # all that is here, one query sees
         if marked is None and pattern.global_positions:
             found = [place in pattern.global_positions for place in self._places()]
