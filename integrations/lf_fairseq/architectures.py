@@ -18,9 +18,8 @@ from fairseq.models import (
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
 
-from lf_fairseq import options
+from lf_fairseq import options, stacks
 from lf_fairseq.options import BACKEND, DECODER_PATTERN, HELP, PATTERN, TOKENS, TWO_SIDED, Part
-from lf_fairseq.stacks import SparseBARTModel, SparseTransformerModel
 
 
 @dataclass
@@ -58,24 +57,24 @@ class _TwoSided:
 
 
 @register_model("transformer_lf")
-class SparseTransformer(_TwoSided, SparseTransformerModel):
+class SparseTransformer(_TwoSided, stacks.TransformerModel):
     """For translation and summarisation. Encoder-decoder attention stays dense."""
 
     @staticmethod
     def add_args(parser: Any) -> None:
         """fairseq's options and ours."""
-        SparseTransformerModel.add_args(parser)
+        stacks.TransformerModel.add_args(parser)
         options.add(parser, TWO_SIDED)
 
 
 @register_model("bart_lf")
-class SparseBART(_TwoSided, SparseBARTModel):
+class SparseBART(_TwoSided, stacks.BARTModel):
     """BART. Encoder-decoder attention stays dense."""
 
     @staticmethod
     def add_args(parser: Any) -> None:
         """fairseq's options and ours."""
-        SparseBARTModel.add_args(parser)
+        stacks.BARTModel.add_args(parser)
         options.add(parser, TWO_SIDED)
 
 

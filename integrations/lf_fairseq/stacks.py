@@ -3,7 +3,7 @@
 All of them do what fairseq's do, by calling it. What is added: a decoder builds no T x T mask of the future;
 global tokens, by id or of the batch, reach the attention; what cannot be carried is refused by name.
 
-Only the classes named here are replaced, and not their subclasses, which may differ.
+Only the classes of these names are replaced, and not their subclasses, which may differ.
 """
 
 from __future__ import annotations
@@ -12,20 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fairseq.models.bart import BARTModel
-from fairseq.models.masked_lm import MaskedLMEncoder
-from fairseq.models.roberta.model import RobertaEncoder
-from fairseq.models.transformer import (
-    TransformerDecoder,
-    TransformerDecoderBase,
-    TransformerEncoder,
-    TransformerEncoderBase,
-    TransformerModel,
-    TransformerModelBase,
-)
-from fairseq.modules import LayerDropModuleList, TransformerSentenceEncoder
+from fairseq.models import bart, masked_lm, roberta, transformer
 from torch import Tensor, nn
 
+from fairseq import modules
 from lf_backend.errors import UnsupportedError
 from lf_backend.patching import Mark
 from lf_fairseq import marks
@@ -48,7 +38,7 @@ class CarryingModuleList(_Layers):
     """A plain list of layers."""
 
 
-class CarryingLayerDropModuleList(_Layers, LayerDropModuleList):  # type: ignore[misc]
+class CarryingLayerDropModuleList(_Layers, modules.LayerDropModuleList):  # type: ignore[misc]
     """A list that drops layers in training."""
 
 
@@ -91,15 +81,15 @@ class _Encoder(_Stack):
             return super().forward(src_tokens, *args, **kwargs)
 
 
-class SparseTransformerEncoderBase(_Encoder, TransformerEncoderBase):  # type: ignore[misc]
+class TransformerEncoderBase(_Encoder, transformer.TransformerEncoderBase):  # type: ignore[misc]
     pass
 
 
-class SparseTransformerEncoder(_Encoder, TransformerEncoder):  # type: ignore[misc]
+class TransformerEncoder(_Encoder, transformer.TransformerEncoder):  # type: ignore[misc]
     pass
 
 
-class SparseTransformerSentenceEncoder(_Encoder, TransformerSentenceEncoder):  # type: ignore[misc]
+class TransformerSentenceEncoder(_Encoder, modules.TransformerSentenceEncoder):  # type: ignore[misc]
     """An older one; its first argument is called `tokens`."""
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -143,11 +133,11 @@ class _Decoder(_Stack):
         """No mask: the pattern of every layer ends at the present."""
 
 
-class SparseTransformerDecoderBase(_Decoder, TransformerDecoderBase):  # type: ignore[misc]
+class TransformerDecoderBase(_Decoder, transformer.TransformerDecoderBase):  # type: ignore[misc]
     pass
 
 
-class SparseTransformerDecoder(_Decoder, TransformerDecoder):  # type: ignore[misc]
+class TransformerDecoder(_Decoder, transformer.TransformerDecoder):  # type: ignore[misc]
     pass
 
 
@@ -169,41 +159,41 @@ class _Passing(nn.Module):
             return super().forward(*args, **kwargs)
 
 
-class SparseRobertaEncoder(_Passing, RobertaEncoder):  # type: ignore[misc]
+class RobertaEncoder(_Passing, roberta.RobertaEncoder):  # type: ignore[misc]
     reads = "sentence_encoder"
 
 
-class SparseMaskedLMEncoder(_Passing, MaskedLMEncoder):  # type: ignore[misc]
+class MaskedLMEncoder(_Passing, masked_lm.MaskedLMEncoder):  # type: ignore[misc]
     reads = "sentence_encoder"
 
 
-class SparseTransformerModelBase(_Passing, TransformerModelBase):  # type: ignore[misc]
+class TransformerModelBase(_Passing, transformer.TransformerModelBase):  # type: ignore[misc]
     reads = "encoder"
 
 
-class SparseTransformerModel(_Passing, TransformerModel):  # type: ignore[misc]
+class TransformerModel(_Passing, transformer.TransformerModel):  # type: ignore[misc]
     reads = "encoder"
 
 
-class SparseBARTModel(_Passing, BARTModel):  # type: ignore[misc]
+class BARTModel(_Passing, bart.BARTModel):  # type: ignore[misc]
     reads = "encoder"
 
 
 STACKS: dict[type[nn.Module], type[nn.Module]] = {
-    TransformerEncoderBase: SparseTransformerEncoderBase,
-    TransformerEncoder: SparseTransformerEncoder,
-    TransformerSentenceEncoder: SparseTransformerSentenceEncoder,
-    TransformerDecoderBase: SparseTransformerDecoderBase,
-    TransformerDecoder: SparseTransformerDecoder,
+    transformer.TransformerEncoderBase: TransformerEncoderBase,
+    transformer.TransformerEncoder: TransformerEncoder,
+    modules.TransformerSentenceEncoder: TransformerSentenceEncoder,
+    transformer.TransformerDecoderBase: TransformerDecoderBase,
+    transformer.TransformerDecoder: TransformerDecoder,
 }
 LISTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.ModuleList: CarryingModuleList,
-    LayerDropModuleList: CarryingLayerDropModuleList,
+    modules.LayerDropModuleList: CarryingLayerDropModuleList,
 }
 CONTAINERS: dict[type[nn.Module], type[nn.Module]] = {
-    RobertaEncoder: SparseRobertaEncoder,
-    MaskedLMEncoder: SparseMaskedLMEncoder,
-    TransformerModelBase: SparseTransformerModelBase,
-    TransformerModel: SparseTransformerModel,
-    BARTModel: SparseBARTModel,
+    roberta.RobertaEncoder: RobertaEncoder,
+    masked_lm.MaskedLMEncoder: MaskedLMEncoder,
+    transformer.TransformerModelBase: TransformerModelBase,
+    transformer.TransformerModel: TransformerModel,
+    bart.BARTModel: BARTModel,
 }

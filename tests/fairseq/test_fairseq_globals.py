@@ -1,0 +1,189 @@
+"""Global tokens in fairseq: by position, by symbol, and by a field of the batch."""
+
+import pytest
+import torch
+from fairseq_zoo import build, dictionary, net_input, tokens
+from torch.nn import functional
+
+import lf_backend as lf
+from lf_backend.errors import PatchError, ShapeError, UnsupportedError
+from lf_fairseq import positions, set_global_tokens
+
+PAD, MASK = dictionary().pad(), dictionary().index("<mask>")
+KINDS = {"roberta": "roberta_base", "translation": "transformer", "bart": "bart_base", "lm": "transformer_lm"}
+
+
+def marked(places, batch=3, length=20):
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    mask[:, list(places)] = True
+    return mask
+
+
+def narrow(kind):
+    return "window(1, 0)" if kind == "lm" else "window(1, 1)"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pads", [(), (0, 3, 7)])
+def test_a_field_of_the_batch_is_the_same_as_positions(kind, pads):
+    model = build(KINDS[kind])
+    given = net_input(kind, tokens(3, 20, pads))
+    side = model.decoder if kind == "lm" else model.encoder
+    with lf.patch(side, f"{narrow(kind)} | global(0, 5)"):
+        wanted = model(**given)[0]
+    plain = model(**given)[0]
+    patch = lf.patch(model, narrow(kind)) if kind in ("lm", "roberta") else lf.patch(side, narrow(kind))
+    with patch:
+        if kind in ("translation", "bart"):  # the model around is not patched with its side
+            side.forward, forward = lambda *a, **k: forward(*a, global_mask=marked((0, 5)), **k), side.forward
+            got = model(**given)[0]
+            del side.forward
+        else:
+            got = model(**given, global_mask=marked((0, 5)))[0]
+        without = model(**given)[0]
+    out = given.get("prev_output_tokens", given["src_tokens"])
+    torch.testing.assert_close(got[out != PAD], wanted[out != PAD])
+    assert not torch.allclose(without, wanted) and not torch.allclose(plain, wanted)
+
+
+@pytest.mark.parametrize("kind", ["translation", "bart"])
+def test_a_whole_model_takes_the_field_for_its_encoder(kind):
+    model = build(KINDS[kind])
+    given = net_input(kind, tokens(3, 20))
+    with lf.patch(model, "window(1, 1)"):
+        model.encoder, encoder = torch.nn.Identity(), model.encoder
+        model.encoder = encoder
+        wanted = model.decoder(
+            given["prev_output_tokens"],
+            encoder(given["src_tokens"], given["src_lengths"], global_mask=marked((4,))),
+        )[0]
+        torch.testing.assert_close(model(**given, global_mask=marked((4,)))[0], wanted)
+        assert not torch.allclose(model(**given)[0], wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_by_id(kind):
+    model = build(KINDS[kind])
+    ids = tokens(3, 20, (0, 3, 7))
+    ids[0, 2] = ids[0, 9] = ids[1, 0] = MASK
+    given = net_input(kind, ids)
+    out = given.get("prev_output_tokens", ids)
+    with lf.patch(model, narrow(kind)):
+        plain = model(**given)[0]
+        field = {} if kind in ("translation", "bart") else {"global_mask": ids == MASK}
+        wanted = model(**given, **field)[0]
+        set_global_tokens(model, [MASK])
+        got = model(**given)[0]
+        if field:
+            torch.testing.assert_close(got[out != PAD], wanted[out != PAD])
+        assert not torch.allclose(got, plain)
+        set_global_tokens(model, [])
+        torch.testing.assert_close(model(**given)[0], plain)
+    assert not any(hasattr(module, "lf_mark") for module in model.modules())
+
+
+def test_positions_are_counted_without_padding():
+    """Left padding, which translation has, moves no global token: each example as if it were alone."""
+    model = build("transformer")
+    with lf.patch(model.encoder, "window(1, 1, dilation=[1, 2, 1, 1]) | global(0, 3)"):
+        ids = tokens(3, 12, (0, 5, 9), left=True)
+        whole = model.encoder(ids, ids.ne(PAD).sum(1))["encoder_out"][0]
+        for example, count in enumerate((0, 5, 9)):
+            alone = model.encoder(ids[example : example + 1, count:], torch.tensor([12 - count]))
+            torch.testing.assert_close(whole[count:, example], alone["encoder_out"][0][:, 0])
+
+
+def test_positions_beyond_a_short_batch():
+    model = build("roberta_base")
+    ids = tokens(2, 6)
+    with lf.patch(model, "window(1, 1) | global(0, 50)"):
+        got = model(ids)[0]
+    with lf.patch(model, "window(1, 1) | global(0)"):
+        torch.testing.assert_close(got, model(ids)[0])
+
+
+def test_patterns_without_their_positions():
+    pattern = (lf.Window(3, 0) | lf.Global(0, 7)) & lf.Causal()
+    assert positions.within(pattern, 8) is pattern
+    assert positions.within(pattern, 5) == (lf.Window(3, 0) | lf.Global(0)) & lf.Causal()
+    assert positions.apart(pattern) == (lf.Window(3, 0) | lf.Global()) & lf.Causal()
+    assert positions.apart(lf.Window(3, 0)) == lf.Window(3, 0)
+    named = lf.parse("streaming(2, 4)")
+    assert positions.apart(named).global_positions == ()
+
+
+def test_positions_that_padding_cannot_move_are_refused():
+    model = build("roberta_base")
+    with lf.patch(model, "window(9, 9) & global(0)"):
+        model(tokens(2, 9))
+        with pytest.raises(
+            UnsupportedError, match=r"global positions joined by \| alone wanted in a batch with padding"
+        ):
+            model(tokens(2, 9, (0, 2)))
+
+
+def test_a_head_on_global_tokens_reads_the_whole_text():
+    """sentence_prediction on <s>: without a global token it sees two layers of its window, with it all."""
+    model = build("roberta_base")
+    model.register_classification_head("topic", num_classes=3)
+    model.double()
+    ids = tokens(1, 30)
+    ids[:, 0] = dictionary().bos()
+    other = ids.clone()
+    other[0, 25] = ids[0, 25] % 15 + 5
+    with lf.patch(model, "window(1, 1)"):
+        near = [model(x, classification_head_name="topic")[0] for x in (ids, other)]
+        assert torch.equal(*near)
+        set_global_tokens(model, [dictionary().bos()])
+        far = [model(x, classification_head_name="topic")[0] for x in (ids, other)]
+        assert not torch.equal(*far)
+        functional.cross_entropy(far[0], torch.tensor([1])).backward()
+        assert all(x.grad is not None for x in model.encoder.sentence_encoder.layers.parameters())
+
+
+def test_masked_lm_learns_from_marked_tokens():
+    """The masked symbol is a copy of a far, marked one: learnt with the batch's marks alone."""
+    losses = {}
+    for given in (True, False):
+        torch.manual_seed(0)
+        model = build("roberta_base").train()
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        with lf.patch(model, "window(1, 1)"):
+            for _ in range(80):
+                ids = tokens(8, 24)
+                target, masked = ids[:, 2].clone(), torch.zeros_like(ids, dtype=torch.bool)
+                ids[:, 20], masked[:, 20] = MASK, True
+                field = {"global_mask": marked((2,), 8, 24)} if given else {}
+                loss = functional.cross_entropy(model(ids, masked_tokens=masked, **field)[0], target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        losses[given] = loss.item()
+    assert losses[True] < 0.75 * losses[False], losses
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (marked((0,)).long(), r"global_mask: dtype torch.bool \(True = global\) wanted, got torch.int64"),
+        (marked((0,), 3, 19), r"global_mask: shape \[batch, length\] = \[3, 20\] wanted, got \[3, 19\]"),
+        ([True], "global_mask: dtype torch.bool .* wanted, got list"),
+    ],
+)
+def test_bad_fields(mask, message):
+    model = build("roberta_base")
+    with lf.patch(model, "window(1, 1)"), pytest.raises(ShapeError, match=message):
+        model(tokens(3, 20), global_mask=mask)
+
+
+def test_tokens_of_a_model_that_is_not_patched():
+    with pytest.raises(
+        PatchError, match="a patched encoder or decoder wanted, got TransformerLanguageModel without"
+    ):
+        set_global_tokens(build("transformer_lm"), [1])
+    model = build("transformer_lm")
+    with (
+        lf.patch(model, "window(1, 0)"),
+        pytest.raises(lf.PatternError, match="tokens: an int wanted, got '<s>'"),
+    ):
+        set_global_tokens(model, ["<s>"])
