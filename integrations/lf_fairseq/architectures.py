@@ -6,6 +6,7 @@ names are fairseq's, so that checkpoints go both ways.
 """
 # No postponed annotations: fairseq reads the types of a configuration's fields.
 
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from fairseq.models import (
 )
 from fairseq.models.roberta import RobertaModel
 from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerLanguageModelConfig
+from torch.serialization import add_safe_globals
 
 from lf_fairseq import options, stacks
 from lf_fairseq.options import BACKEND, DECODER_PATTERN, HELP, PATTERN, TOKENS, TWO_SIDED, Part
@@ -105,3 +107,7 @@ def _register(model: str) -> None:
 register_model_architecture("bart_lf", "bart_lf")(ARCH_CONFIG_REGISTRY["bart_large"])
 for _model in ("transformer_lm", "transformer", "bart", "roberta"):
     _register(_model)
+
+# Checkpoints of models that fairseq configures by argparse hold a Namespace, a class of plain values, which
+# torch.load refuses since torch 2.6; fairseq does not ask it to take more than tensors.
+add_safe_globals([Namespace])
