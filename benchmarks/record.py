@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def environment() -> dict[str, Any]:
     """Processor, threads, versions, commit."""
-    packages = ("torch", "transformers", "triton", "xformers")
+    packages = ("torch", "transformers", "fairseq-fixed", "triton", "xformers")
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
