@@ -15,7 +15,8 @@ WARNINGS = (
     r"ignore:.torch\.jit\.script. is deprecated:DeprecationWarning",  # decorates at import
     r"ignore:.torch\.jit\.export. is deprecated:DeprecationWarning",
     r"ignore:Support for mismatched key_padding_mask and attn_mask:UserWarning",  # its dense attention
-    r"ignore:TypedStorage is deprecated:UserWarning",
+    r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",  # its LM task
+    r"ignore:'pin_memory' argument is set as true:UserWarning",  # its loaders
 )
 
 if find_spec("fairseq"):
