@@ -130,7 +130,9 @@ class _lines(list):
         return None
 
 
-def test_hydra_train(data, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("half", ["", "common.bf16=true common.memory_efficient_bf16=true"])
+def test_hydra_train(data, tmp_path, monkeypatch, half):
+    """bfloat16 through hydra alone: fairseq-train takes --bf16 for a TPU's."""
     monkeypatch.chdir(tmp_path)
     model = words("_name=transformer_lm_lf decoder_layers=2 decoder_embed_dim=32 decoder_attention_heads=4")
     others = words(
@@ -139,13 +141,30 @@ def test_hydra_train(data, trained, tmp_path, monkeypatch):
         "optimization.max_update=2 common.cpu=true dataset.max_tokens=256 dataset.num_workers=0"
     )
     run(
-        "hydra-train", *others, *(f"+model.{text}" for text in model), f"task.data={data}",
+        "hydra-train", *others, *words(half), *(f"+model.{text}" for text in model), f"task.data={data}",
         f'+model.attention_pattern="{PATTERN}"', 'optimizer.adam_betas="(0.9, 0.98)"',
         f"common.user_dir={USER_DIR}", f"checkpoint.save_dir={tmp_path}",
     )  # fmt: skip
     path = tmp_path / "checkpoint_last.pt"
     assert load_checkpoint_to_cpu(str(path))["cfg"]["model"]["attention_pattern"] == PATTERN
     assert 0 < loss(evaluate(data, path), "Loss") < 10
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--memory-efficient-fp16",
+        "--amp",
+        "--quant-noise-pq 0.2 --quant-noise-pq-block-size 8 --decoder-input-dim 32 --decoder-output-dim 32",
+        "--checkpoint-activations --decoder-layerdrop 0.3 --attention-dropout 0.1",
+    ],
+)
+def test_trainers(data, tmp_path, options):
+    log = run(
+        "train", data, *LM, *words(options), "--attention-pattern", PATTERN, "--max-update", "2",
+        "--save-dir", tmp_path, "--no-save",
+    )  # fmt: skip
+    assert "num_updates 2" in log and 0 < loss(log) < 10
 
 
 @pytest.mark.parametrize("arch", ["transformer_lf", "bart_base_lf"])
