@@ -29,6 +29,7 @@ What differs, all of it:
 from __future__ import annotations
 
 from lf_fairseq.adapter import Fairseq
+from lf_fairseq.projections import add_global_projections
 from lf_fairseq.register import check_name, register, when_imported
 from lf_fairseq.tokens import set_global_tokens
 
@@ -36,4 +37,4 @@ check_name(__name__, __path__[0])
 adapter = Fairseq()
 when_imported()
 
-__all__ = ["Fairseq", "adapter", "register", "set_global_tokens"]
+__all__ = ["Fairseq", "adapter", "add_global_projections", "register", "set_global_tokens"]

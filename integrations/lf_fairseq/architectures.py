@@ -21,7 +21,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel, TransformerL
 from torch.serialization import add_safe_globals
 
 from lf_fairseq import options, stacks
-from lf_fairseq.options import BACKEND, DECODER_PATTERN, HELP, PATTERN, TOKENS, TWO_SIDED, Part
+from lf_fairseq.options import BACKEND, DECODER_PATTERN, ENCODER, HELP, PATTERN, TOKENS, TWO_SIDED, Part
 
 
 @dataclass
@@ -53,7 +53,7 @@ class _TwoSided:
         """fairseq's, patched."""
         model = super().build_model(args, task)  # type: ignore[misc]
         encoder = Part(model.encoder, PATTERN, task.source_dictionary)
-        decoder = Part(model.decoder, DECODER_PATTERN, task.target_dictionary, takes_tokens=False)
+        decoder = Part(model.decoder, DECODER_PATTERN, task.target_dictionary, takes_globals=False)
         options.apply(args, [encoder, decoder])
         return model
 
@@ -88,7 +88,7 @@ class SparseRoberta(RobertaModel):  # type: ignore[misc]
     def add_args(parser: Any) -> None:
         """fairseq's options and ours."""
         RobertaModel.add_args(parser)
-        options.add(parser, HELP)
+        options.add(parser, ENCODER)
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 import lf_backend as lf
 from lf_backend.errors import ShapeError, UnsupportedError
 from lf_backend.pattern import Causal, Pattern, intersection
+from lf_fairseq import projections
 from lf_fairseq.buffer import Buffer
 from lf_fairseq.laid import Laid, whole
 
@@ -75,15 +76,23 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
             buffer = buffer.extended(k, v, key_padding_mask, pattern)
             laid = buffer.laid(query.shape[0], pattern)
             self.set_incremental_state(incremental_state, _KEY, buffer.trimmed(pattern))
+        own = self._own(query, laid, incremental_state)
         out = lf.attention(
             q, laid.k, laid.v, laid.pattern, key_padding=laid.key_padding, global_mask=laid.global_mask,
-            scale=self.scaling, dropout_p=self._dropout_p(), backend=self.lf_mark.backend,
+            global_q=own[0], global_k=own[1], global_v=own[2], scale=self.scaling,
+            dropout_p=self._dropout_p(), backend=self.lf_mark.backend,
         )  # fmt: skip
         out = self.out_proj(out.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1))
         if not (need_weights or need_head_weights):
             return out, None
-        weights = self._weights(q, laid, buffer)
+        weights = self._weights(q, laid, own)
+        weights = weights if buffer is None else buffer.spread(weights)
         return out, weights.transpose(0, 1) if need_head_weights else weights.mean(1)
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """fairseq's, which is called when a checkpoint is loaded; see `projections`."""
+        super().upgrade_state_dict_named(state_dict, name)
+        projections.fill(self, state_dict, name)
 
     def reorder_incremental_state(self, incremental_state: State | None, new_order: Tensor) -> State | None:
         """Put the kept examples in another order, as beam search asks."""
@@ -149,13 +158,23 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
         """[T, B, H * D] as [B, H, T, D], a view."""
         return x.view(*x.shape[:2], self.num_heads, self.head_dim).permute(1, 2, 0, 3)
 
-    def _weights(self, q: Tensor, laid: Laid, buffer: Buffer | None) -> Tensor:
-        """[B, H, T, S]."""
-        weights = lf.probabilities(
+    def _own(self, query: Tensor, laid: Laid, incremental_state: State | None) -> list[Tensor | None]:
+        """Query, key and value [B, H, T, D] of global tokens, if they have projections of their own."""
+        none: list[Tensor | None] = [None, None, None]
+        if not projections.has_own(self):
+            return none
+        if incremental_state is not None:
+            raise UnsupportedError("incremental_state: none wanted with global projections, got one")
+        if laid.global_mask is None and not laid.pattern.lowered.positions:
+            return none
+        return [self._heads(x) for x in projections.project(self, query)]
+
+    def _weights(self, q: Tensor, laid: Laid, own: list[Tensor | None]) -> Tensor:
+        """[B, H, T, M], M being the keys at hand."""
+        return lf.probabilities(
             q, laid.k, laid.v, laid.pattern, key_padding=laid.key_padding, global_mask=laid.global_mask,
-            scale=self.scaling,
+            global_q=own[0], global_k=own[1], global_v=own[2], scale=self.scaling,
         )  # fmt: skip
-        return weights if buffer is None else buffer.spread(weights)
 
 
 def _hides_future(attn_mask: Tensor, length: int) -> bool:

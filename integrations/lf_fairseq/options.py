@@ -16,12 +16,14 @@ from torch import nn
 import lf_backend as lf
 from lf_backend.errors import LFError, PatternError
 from lf_fairseq import patterns, plan
+from lf_fairseq.projections import add_global_projections
 from lf_fairseq.tokens import set_global_tokens
 
 PATTERN = "attention_pattern"
 DECODER_PATTERN = "decoder_attention_pattern"
 BACKEND = "attention_backend"
 TOKENS = "global_tokens"
+PROJECTIONS = "global_projections"
 
 _TEXT = (
     "a pattern such as 'window(255, 0) | global(0)', JSON of one or of a list of one per layer, or the path "
@@ -33,28 +35,43 @@ HELP = {
     TOKENS: "symbols of the dictionary, separated by commas, that are global tokens wherever they are, such "
     "as '<s>,<mask>'",
 }
-TWO_SIDED = {
+ENCODER = {
     **HELP,
+    PROJECTIONS: "give global tokens projections of their own, as in the paper; they start as the others",
+}
+TWO_SIDED = {
+    **ENCODER,
     PATTERN: f"what the encoder's self-attention sees: {_TEXT}; dense if not given",
     DECODER_PATTERN: f"what the decoder's self-attention sees, of the past: {_TEXT}; dense if not given",
     TOKENS: f"{HELP[TOKENS]}, in the encoder",
+    PROJECTIONS: f"{ENCODER[PROJECTIONS]}, in the encoder",
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """One side of a model, and the option that holds its pattern."""
+    """One side of a model, and the option that holds its pattern.
+
+    Attributes:
+        module: the encoder or decoder.
+        name: of the option.
+        dictionary: of its tokens.
+        takes_globals: the options about global tokens are about this side.
+    """
 
     module: nn.Module
     name: str
     dictionary: Any
-    takes_tokens: bool = True
+    takes_globals: bool = True
 
 
 def add(parser: ArgumentParser, texts: dict[str, str]) -> None:
     """Add the options to a parser, for models that fairseq configures by argparse."""
     for name, text in texts.items():
-        parser.add_argument(option(name), type=str, metavar="TEXT", help=text)
+        how: dict[str, Any] = {"type": str, "metavar": "TEXT"}
+        if name == PROJECTIONS:
+            how = {"action": "store_true", "default": False}
+        parser.add_argument(option(name), help=text, **how)
 
 
 def option(name: str) -> str:
@@ -72,6 +89,9 @@ def apply(args: Any, parts: list[Part]) -> None:
     texts = {part.name: getattr(args, part.name, None) for part in parts}
     if not any(texts.values()):
         raise PatternError(f"{' or '.join(map(option, texts))}: {_TEXT} wanted, got none")
+    for name in (TOKENS, PROJECTIONS):
+        if getattr(args, name, None) and not any(texts[part.name] for part in parts if part.takes_globals):
+            raise PatternError(f"{option(name)}: with {option(PATTERN)} wanted, got it without")
     for part in parts:
         if text := texts[part.name]:
             _apply(args, part, text)
@@ -85,8 +105,10 @@ def _apply(args: Any, part: Part, text: str) -> None:
         text, len(side.layers), causal=side.causal, heads=layer.self_attn.num_heads, option=name
     )
     lf.patch(part.module, found, backend=getattr(args, BACKEND, None) or None)
-    if part.takes_tokens and (symbols := getattr(args, TOKENS, None)):
+    if part.takes_globals and (symbols := getattr(args, TOKENS, None)):
         set_global_tokens(part.module, _ids(symbols, part.dictionary))
+    if part.takes_globals and getattr(args, PROJECTIONS, False):
+        add_global_projections(part.module)
     _store(args, part.name, patterns.write(text, name))
 
 

@@ -198,10 +198,12 @@ def test_roberta(data, tmp_path):
     log = run(
         "train", data, *task, "--arch", "roberta_base_lf", *sizes("encoder"), *TINY, *blocks,
         "--max-update", "3", "--attention-pattern", "window(4, 4)", "--global-tokens", "<s>,<mask>",
-        "--save-dir", tmp_path,
+        "--save-dir", tmp_path, "--global-projections",
     )  # fmt: skip
     assert "num_updates 3" in log
     path = tmp_path / "checkpoint_last.pt"
+    own = [name for name in load_checkpoint_to_cpu(str(path))["model"] if "_global" in name]
+    assert len(own) == 2 * 3 * 2
     log = run("validate", data, *task, "--path", path, *VALIDATE)
     assert 0 < loss(log) < 10
 
@@ -246,6 +248,10 @@ def test_bad_options(data, tmp_path, options, error, message):
         (
             ["--decoder-attention-pattern", "window(3, 3)"],
             "--decoder-attention-pattern: layer 0: a window without steps ahead wanted",
+        ),
+        (
+            ["--decoder-attention-pattern", "window(3, 0)", "--global-tokens", "a"],
+            "--global-tokens: with --attention-pattern wanted, got it without",
         ),
     ],
 )

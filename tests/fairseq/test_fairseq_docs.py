@@ -41,5 +41,5 @@ def test_the_page_runs(tmp_path, monkeypatch):
 def test_the_pages_options_are_there():
     from lf_fairseq import options
 
-    for name in {*options.HELP, *options.TWO_SIDED}:
+    for name in {*options.ENCODER, *options.TWO_SIDED}:
         assert f"| `{options.option(name)}` |" in PAGE

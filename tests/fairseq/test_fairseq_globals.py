@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import lf_backend as lf
 from lf_backend.errors import PatchError, ShapeError, UnsupportedError
-from lf_fairseq import positions, set_global_tokens
+from lf_fairseq import add_global_projections, marks, positions, set_global_tokens
 
 PAD, MASK = dictionary().pad(), dictionary().index("<mask>")
 KINDS = {"roberta": "roberta_base", "translation": "transformer", "bart": "bart_base", "lm": "transformer_lm"}
@@ -187,3 +187,93 @@ def test_tokens_of_a_model_that_is_not_patched():
         pytest.raises(lf.PatternError, match="tokens: an int wanted, got '<s>'"),
     ):
         set_global_tokens(model, ["<s>"])
+
+
+def projected(kind="roberta"):
+    """A patched model whose global projections differ from the local ones, and its patch."""
+    model = build(KINDS[kind])
+    patch = lf.patch(model if kind == "roberta" else model.encoder, "window(2, 2) | global(0, 7)")
+    add_global_projections(model)
+    return model, patch
+
+
+def test_global_projections_start_as_the_local_ones():
+    model, _ = projected()
+    ids = tokens(3, 20, (0, 3, 7))
+    seen = ids != PAD
+    with_them = model(ids)[0][seen]
+    other = build(KINDS["roberta"])
+    missing = other.load_state_dict({k: v for k, v in model.state_dict().items() if "_global" not in k})
+    assert not missing.missing_keys
+    with lf.patch(other, "window(2, 2) | global(0, 7)"):
+        torch.testing.assert_close(other(ids)[0][seen], with_them)
+
+
+@pytest.mark.parametrize("field", [False, True])
+def test_rows_of_global_tokens_use_their_own_projections(field):
+    """Against a dense computation of both softmaxes."""
+    model, _ = projected()
+    attention = model.encoder.sentence_encoder.layers[0].self_attn
+    with torch.no_grad():
+        for name in ("q", "k", "v"):
+            getattr(attention, f"{name}_proj_global").weight.mul_(1.7)
+    x = torch.randn(20, 3, 32, dtype=torch.float64)
+    given = marks.encode(None, marked((4,)) & (torch.arange(3) == 1)[:, None]) if field else None
+    out, heads = attention(x, x, x, key_padding_mask=given, need_head_weights=True)
+    pattern = attention.lf_mark.pattern
+    for example in range(3):
+        places = (0, 4, 7) if field and example == 1 else (0, 7)
+        seen = (lf.Window(2, 2) | lf.Global(*places)).mask(20)[0]
+        one = x[:, example]
+        rows = []
+        for name in ("", "_global"):
+            q, k, v = (
+                getattr(attention, f"{part}_proj{name}")(one).view(20, 4, 8).transpose(0, 1) for part in "qkv"
+            )
+            scores = (q @ k.transpose(1, 2) * attention.scaling).masked_fill(~seen, -torch.inf).softmax(-1)
+            rows.append((scores @ v, scores))
+        is_row = torch.zeros(20, dtype=torch.bool)
+        is_row[list(places)] = True
+        wanted = torch.where(is_row[:, None], rows[1][0], rows[0][0])
+        wanted = attention.out_proj(wanted.transpose(0, 1).reshape(20, 32))
+        torch.testing.assert_close(out[:, example], wanted)
+        weights = torch.where(is_row[:, None], rows[1][1], rows[0][1])
+        torch.testing.assert_close(heads[:, example], weights)
+    assert pattern == lf.Window(2, 2) | lf.Global(0, 7)
+
+
+def test_global_projections_are_trained_and_saved():
+    model, _ = projected("translation")
+    ids = tokens(2, 20)
+    model(**net_input("translation", ids))[0].sum().backward()
+    own = {name: x for name, x in model.named_parameters() if "_global" in name}
+    assert len(own) == 2 * 3 * 2 and all(x.grad is not None for x in own.values())
+    with torch.no_grad():
+        for x in own.values():
+            x.add_(0.1)
+    other, _ = projected("translation")
+    other.load_state_dict(model.state_dict())
+    given = net_input("translation", ids)
+    torch.testing.assert_close(other(**given)[0], model(**given)[0])
+
+
+def test_stock_checkpoints_fill_global_projections():
+    stock = build(KINDS["roberta"])
+    model, _ = projected()
+    model.load_state_dict(stock.state_dict())
+    layer = model.encoder.sentence_encoder.layers[1].self_attn
+    assert torch.equal(layer.k_proj_global.weight, layer.k_proj.weight)
+    assert layer.k_proj_global.weight.data_ptr() != layer.k_proj.weight.data_ptr()
+
+
+def test_global_projections_that_do_not_fit():
+    with pytest.raises(PatchError, match="got RobertaModel without any"):
+        add_global_projections(build(KINDS["roberta"]))
+    model, _ = projected()
+    with pytest.raises(PatchError, match="got some that has them"):
+        add_global_projections(model)
+    model = build(KINDS["lm"])
+    lf.patch(model, "window(2, 0) | global(0)")
+    add_global_projections(model)
+    with pytest.raises(UnsupportedError, match="incremental_state: none wanted with global projections"):
+        model.decoder(tokens(1, 3), incremental_state={})
