@@ -82,6 +82,7 @@ def _training(repeats: int, layers: int, attention_dropout: float) -> Iterator[R
     tokens = _tokens(LENGTH)
     runs = {OURS: _training_step(ours, tokens), STOCK: _training_step(stock, tokens)}
     yield from _rows("training step", interleaved(runs, repeats, warmup=1))
+    stock.decoder._future_mask = torch.empty(0)  # that of the timed steps; fairseq keeps it from its first on
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     for name, peak in peaks.items():
         yield {
@@ -92,7 +93,7 @@ def _training(repeats: int, layers: int, attention_dropout: float) -> Iterator[R
         }
 
 
-def _model(layers: int, attention_dropout: float) -> nn.Module:
+def _model(layers: int, attention_dropout: float) -> Any:
     """Pre-norm, 8 heads, 512 wide, as fairseq builds `transformer_lm` with these sizes."""
     torch.manual_seed(0)
     args = Namespace(
@@ -103,7 +104,7 @@ def _model(layers: int, attention_dropout: float) -> nn.Module:
     base_lm_architecture(args)
     words = _dictionary()
     task = SimpleNamespace(source_dictionary=words, target_dictionary=words)
-    return TransformerLanguageModel.build_model(args, task)  # type: ignore[no-any-return]
+    return TransformerLanguageModel.build_model(args, task)
 
 
 def _dictionary() -> Any:
