@@ -109,7 +109,7 @@ def _apply(args: Any, part: Part, text: str) -> None:
         set_global_tokens(part.module, _ids(symbols, part.dictionary))
     if part.takes_globals and getattr(args, PROJECTIONS, False):
         add_global_projections(part.module)
-    _store(args, part.name, patterns.write(text, name))
+    store(args, part.name, patterns.write(text, name))
 
 
 def _ids(symbols: str, dictionary: Any) -> list[int]:
@@ -119,7 +119,7 @@ def _ids(symbols: str, dictionary: Any) -> list[int]:
     return [dictionary.index(name) for name in names]
 
 
-def _store(args: Any, name: str, text: str) -> None:
+def store(args: Any, name: str, text: str) -> None:
     """Set an option where checkpoints take it from: fairseq gives a model a copy of its configuration."""
     setattr(args, name, text)
     whole: Any = args._get_parent() if isinstance(args, DictConfig) else None

@@ -8,6 +8,7 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+from fairseq.models import distributed_fairseq_model
 from fairseq_cli import eval_lm, generate, interactive, preprocess, train, validate
 
 import lf_fairseq
@@ -63,6 +64,18 @@ def run(tool, *arguments):
         logging.Logger.handle = handle
         root.setLevel(level)
     return "\n".join(lines)
+
+
+def train_on_cpus(arguments):
+    """One process of distributed training on CPUs.
+
+    fairseq hands device 0 to torch's DistributedDataParallel, which takes none for a model on a CPU.
+    """
+    ddp = distributed_fairseq_model.DistributedDataParallel
+    distributed_fairseq_model.DistributedDataParallel = lambda *args, device_ids, output_device, **kwargs: (
+        ddp(*args, **kwargs)
+    )
+    run("train", *arguments)
 
 
 @contextmanager

@@ -55,10 +55,10 @@ def test_steps_are_rows_of_the_whole(pattern, pads):
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_the_buffer_stays_as_small_as_the_pattern(pattern):
     model = decoder()
-    ids = tokens(2, 80)
+    ids = tokens(2, 60)
     with lf.patch(model, pattern):
         sizes, state = [], {}
-        for t in range(80):
+        for t in range(60):
             model.decoder(ids[:, : t + 1], incremental_state=state)
             sizes.append({kept.keys.shape[2] for kept in buffers(state)})
     assert max(max(size) for size in sizes) <= PATTERNS[pattern] + 1

@@ -1,14 +1,12 @@
 """Two processes, by fairseq's distributed training on gloo, train as one does on their batches together."""
 
-import os
+import multiprocessing
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-from fairseq_commands import TINY, USER_DIR, binarised, run, sizes, words
+from fairseq_commands import TINY, USER_DIR, binarised, run, sizes, train_on_cpus, words
 
 ARGUMENTS = [
     *words(
@@ -19,18 +17,17 @@ ARGUMENTS = [
 ]
 
 
-# fairseq hands device 0 to torch's DistributedDataParallel, which takes none for a model on a CPU.
-TRAIN = """
-from fairseq.models import distributed_fairseq_model as wrapped
-from fairseq_cli.train import cli_main
-
-ddp = wrapped.DistributedDataParallel
-wrapped.DistributedDataParallel = lambda *args, device_ids, output_device, **kwargs: ddp(*args, **kwargs)
-cli_main()
-"""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with data, and with what one process makes of two batches at a time."""
+    folder = tmp_path_factory.mktemp("distributed")
+    data = binarised(folder)
+    run("train", data, *ARGUMENTS, "--update-freq", "2", "--save-dir", folder / "one")
+    return folder
 
 
-def launch(data, folder, backend):
+@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
+def test_two_processes_are_one(trained, backend):
     """fairseq starts processes for GPUs alone; on CPUs each is started by hand, with its rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -39,28 +36,24 @@ def launch(data, folder, backend):
         f"--distributed-world-size 2 --distributed-init-method tcp://localhost:{port} --distributed-no-spawn "
         f"--distributed-backend gloo --ddp-backend {backend}"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    arguments = [str(text) for text in (data, *ARGUMENTS, *distributed, "--save-dir", folder)]
-    command = [sys.executable, "-W", "ignore", "-c", TRAIN, *arguments, "--distributed-rank"]
-    return [
-        subprocess.Popen(
-            [*command, str(rank)], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("backend", ["legacy_ddp", "pytorch_ddp"])
-def test_two_processes_are_one(tmp_path, backend):
-    data = binarised(tmp_path)
-    processes = launch(data, tmp_path / "two", backend)
-    run("train", data, *ARGUMENTS, "--update-freq", "2", "--save-dir", tmp_path / "one")
+    arguments = [
+        trained / "bin",
+        *ARGUMENTS,
+        *distributed,
+        "--save-dir",
+        trained / backend,
+        "--distributed-rank",
+    ]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fairseq_cli.train", "lf_fairseq"])
+    processes = [context.Process(target=train_on_cpus, args=([*arguments, rank],)) for rank in range(2)]
     for process in processes:
-        log, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, log[-3000:]
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+        assert process.exitcode == 0
     one, two = (
-        load_checkpoint_to_cpu(str(tmp_path / name / "checkpoint_last.pt")) for name in ("one", "two")
+        load_checkpoint_to_cpu(str(trained / name / "checkpoint_last.pt")) for name in ("one", backend)
     )
     assert two["cfg"]["distributed_training"]["distributed_world_size"] == 2
     for name, wanted in one["model"].items():

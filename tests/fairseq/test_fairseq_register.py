@@ -1,5 +1,6 @@
 """Import, registration, and a fairseq that is missing, broken or too old."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -68,8 +69,9 @@ def test_every_architecture_of_the_four_models_is_there():
     assert len(stock) > 30 and {f"{name}_lf" for name in stock} <= set(ARCH_MODEL_REGISTRY)
 
 
-def test_the_folder_is_printed():
-    assert run("import runpy; runpy.run_module('lf_fairseq', run_name='__main__')").strip() == str(HERE)
+def test_the_folder_is_printed(capsys):
+    runpy.run_module("lf_fairseq", run_name="__main__")
+    assert capsys.readouterr().out.strip() == str(HERE)
 
 
 def test_the_user_dir_is_this_package(tmp_path):
