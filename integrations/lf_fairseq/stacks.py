@@ -43,7 +43,7 @@ class CarryingLayerDropModuleList(_Layers, modules.LayerDropModuleList):  # type
 
 
 def _call(layer: Callable[..., Any], mask: Tensor, *args: Any, **kwargs: Any) -> Any:
-    for name in ("encoder_padding_mask", "self_attn_padding_mask"):
+    for name in ("self_attn_padding_mask", "encoder_padding_mask"):
         if name in kwargs:
             kwargs[name] = mask
             return layer(*args, **kwargs)
