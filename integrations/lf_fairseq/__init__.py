@@ -30,11 +30,11 @@ from __future__ import annotations
 
 from lf_fairseq.adapter import Fairseq
 from lf_fairseq.projections import add_global_projections
-from lf_fairseq.register import check_name, register, when_imported
+from lf_fairseq.register import check_name, register, when_fairseq_is_imported
 from lf_fairseq.tokens import set_global_tokens
 
 check_name(__name__, __path__[0])
 adapter = Fairseq()
-when_imported()
+when_fairseq_is_imported()
 
 __all__ = ["Fairseq", "adapter", "add_global_projections", "register", "set_global_tokens"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -18,8 +17,9 @@ from torch import nn
 from lf_backend.errors import PatchError, PatternError
 from lf_backend.patching import Patterns, Swap
 from lf_backend.pattern import Causal, Pattern, intersection
-from lf_fairseq import patterns, seams
+from lf_fairseq import patterns
 from lf_fairseq.attention import SparseMultiheadAttention
+from lf_fairseq.require import FAIRSEQ
 from lf_fairseq.stacks import CONTAINERS, LISTS, STACKS
 
 _ENCODER_LAYERS = (TransformerEncoderLayerBase, TransformerEncoderLayer, TransformerSentenceEncoderLayer)
@@ -129,9 +129,9 @@ def _checked(path: str, layer: Any) -> Any:
     where, attention = _join(path, "self_attn"), layer.self_attn
     if type(attention) is not MultiheadAttention:
         raise PatchError(f"{where}: fairseq's MultiheadAttention wanted, got {type(attention).__name__}")
-    wanted = list(inspect.signature(SparseMultiheadAttention.forward).parameters)[1:]
-    seams.check_call(MultiheadAttention.forward, wanted, "MultiheadAttention.forward")
-    seams.check_attributes(attention, _ATTRIBUTES)
+    stock, ours = MultiheadAttention.forward, SparseMultiheadAttention.forward
+    FAIRSEQ.check_call(stock, ours, "MultiheadAttention.forward")
+    FAIRSEQ.check_attributes(attention, _ATTRIBUTES)
     given = {
         "bias_k and bias_v (add_bias_kv)": attention.bias_k is not None,
         "add_zero_attn": attention.add_zero_attn,
@@ -157,11 +157,11 @@ def _stack(side: Side) -> Iterator[Swap]:
         return
     kind, layers = type(stack), type(stack.layers)
     for method, wanted in (_DECODER if side.causal else _ENCODER).items():
-        seams.check_takes(getattr(kind, method), wanted, f"{kind.__name__}.{method}")
+        FAIRSEQ.check_takes(getattr(kind, method), wanted, f"{kind.__name__}.{method}")
     mask = "self_attn_padding_mask"
     for layer in side.layers.values():
         name = "encoder_padding_mask" if type(layer) in _ENCODER_LAYERS[:2] else mask
-        seams.check_takes(type(layer).forward, [name], f"{type(layer).__name__}.forward")
+        FAIRSEQ.check_takes(type(layer).forward, [name], f"{type(layer).__name__}.forward")
     if layers not in LISTS:
         raise PatchError(f"{_join(side.path, 'layers')}: a list of layers wanted, got {layers.__name__}")
     notes = ["builds no T x T mask"] * side.causal + [_DENSE] * side.attends

@@ -6,16 +6,8 @@ package with the same architectures, of which fairseq keeps the first without a 
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import warnings
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import Any
-
 from lf_backend.errors import LFError
+from lf_backend.optional import when_imported
 
 PACKAGE = "lf_fairseq"
 _HOME = "fairseq"
@@ -42,33 +34,6 @@ def register() -> None:
     import lf_fairseq.architectures  # noqa: F401
 
 
-def when_imported() -> None:
+def when_fairseq_is_imported() -> None:
     """Register now if fairseq is loaded, else as soon as it is."""
-    if _HOME in sys.modules:
-        register()
-    elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
-
-
-class _Waiting(MetaPathFinder):
-    """Waits for fairseq to be imported, and is gone."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != _HOME:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load: Any = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                load(module)
-                try:
-                    register()
-                except ImportError as error:  # a fairseq that is too old must not fail to import
-                    warnings.warn(f"{PACKAGE} is not registered with fairseq: {error}", stacklevel=2)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    when_imported(_HOME, register)

@@ -6,9 +6,12 @@ from importlib import import_module
 from types import ModuleType
 
 from lf_backend.errors import LFError
+from lf_backend.upstream import Upstream
 
 DISTRIBUTION = "fairseq-fixed"
 OLDEST = (0, 12)
+# Forks of fairseq share version numbers, so what is called inside is compared when a model is patched.
+FAIRSEQ = Upstream("fairseq", tested="0.12.3.1 (the distribution fairseq-fixed)")
 
 
 class FairseqError(LFError, ImportError):

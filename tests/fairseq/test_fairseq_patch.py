@@ -16,8 +16,8 @@ from torch import nn
 
 import lf_backend as lf
 from lf_backend.errors import PatchError
-from lf_fairseq import seams
 from lf_fairseq.attention import SparseMultiheadAttention
+from lf_fairseq.require import FAIRSEQ
 
 NARROW = {
     "lm": "window(2, 0)",
@@ -218,9 +218,9 @@ def test_changed_seams_are_errors(monkeypatch):
     ):
         lf.patch(build("transformer_lm"), "window(2, 0)")
     with pytest.raises(PatchError, match=r"Linear with attributes \['q_proj'\] wanted"):
-        seams.check_attributes(nn.Linear(1, 1), ["q_proj"])
+        FAIRSEQ.check_attributes(nn.Linear(1, 1), ["q_proj"])
     with pytest.raises(PatchError, match=r"a function with parameters \['mask'\] wanted"):
-        seams.check_takes(forward, ["mask"], "a function")
+        FAIRSEQ.check_takes(forward, ["mask"], "a function")
 
 
 def test_hub_interface_of_roberta():

@@ -37,13 +37,16 @@ def test_import_is_light_and_order_does_not_matter(tmp_path):
 import sys, types
 import lf_fairseq
 assert "fairseq" not in sys.modules and "omegaconf" not in sys.modules
-came = []
 sys.modules["lf_fairseq.architectures"] = types.ModuleType("lf_fairseq.architectures")
-lf_fairseq.when_imported.__globals__["register"] = lambda: came.append(1)
+came = []
+from lf_fairseq import require
+checked = require.check_version
+require.check_version = lambda version: came.append(version) or checked(version)
 import fairseq
-assert came == [1] and not any("_Waiting" in type(f).__name__ for f in sys.meta_path)
-lf_fairseq.when_imported()
-assert came == [1, 1]
+assert came == ["0.12.3"] and not any("_Waiting" in type(f).__name__ for f in sys.meta_path)
+from lf_fairseq.register import when_fairseq_is_imported
+when_fairseq_is_imported()
+assert came == ["0.12.3"] * 2
 """
     run(code, tmp_path)
 
