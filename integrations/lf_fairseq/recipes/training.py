@@ -1,0 +1,133 @@
+"""fairseq-train in this process, with one bar of progress, and what its log holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+Record = dict[str, float]
+
+
+def train(arguments: Sequence[str], log: Path, updates: int, progress: Progress, title: str) -> None:
+    """Run fairseq-train until its last update; what was interrupted continues.
+
+    Args:
+        arguments: of fairseq-train, with `--log-format json --log-file LOG`.
+        log: that file.
+        updates: the last update.
+        title: of the bar.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _spoken_to(log.with_name("fairseq.log")), _own_state(log), _followed(log, updates, progress, title):
+        from fairseq import options
+        from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+        from fairseq.distributed import utils as distributed_utils
+        from fairseq_cli.train import main
+
+        from lf_fairseq import longformer_lm
+
+        longformer_lm.register()
+        parser = options.get_training_parser()
+        parsed = options.parse_args_and_arch(parser, input_args=list(arguments))
+        distributed_utils.call_main(convert_namespace_to_omegaconf(parsed), main)
+
+
+def curves(log: Path) -> tuple[list[Record], list[Record]]:
+    """Training and development records of a phase, in the order of updates: `update`, `bits` and `lr`.
+
+    An update that was done again after an interruption counts as it was done last.
+    """
+    training: dict[int, Record] = {}
+    development: dict[int, Record] = {}
+    for record in _records(log.read_text("utf8").splitlines() if log.exists() else []):
+        if "valid_loss" in record:
+            update = int(record["valid_num_updates"])
+            development[update] = {"update": update, "bits": float(record["valid_loss"])}
+        elif "loss" in record and "num_updates" in record:
+            update = int(record["num_updates"])
+            training[update] = {"update": update, "bits": float(record["loss"]), "lr": float(record["lr"])}
+    return [training[at] for at in sorted(training)], [development[at] for at in sorted(development)]
+
+
+def _records(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What of a log is JSON: fairseq writes plain sentences between."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+@contextmanager
+def _spoken_to(path: Path) -> Iterator[None]:
+    """A file for all that fairseq says, and the console for the bar: it would print from its import on."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(name)s | %(message)s"))
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        handler.close()
+
+
+@contextmanager
+def _own_state(log: Path) -> Iterator[None]:
+    """What fairseq leaves in its modules after one training, and would carry into the next."""
+    from fairseq import checkpoint_utils
+
+    try:
+        yield
+    finally:
+        if hasattr(checkpoint_utils.save_checkpoint, "best"):
+            del checkpoint_utils.save_checkpoint.best
+        for name in ("fairseq_cli.train", "fairseq.logging.progress_bar"):
+            logger = logging.getLogger(name)
+            for handler in list(logger.handlers):
+                if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename) == log.resolve():
+                    logger.removeHandler(handler)
+                    handler.close()
+
+
+@contextmanager
+def _followed(log: Path, updates: int, progress: Progress, title: str) -> Iterator[None]:
+    """A bar that follows the log, which is also where the processes of several devices report."""
+    task = progress.add_task(title, total=updates)
+    done = threading.Event()
+
+    def look() -> None:
+        training, development = curves(log)
+        if training:
+            bits = f"{training[-1]['bits']:.3f}"
+            if development:
+                bits += f", development {development[-1]['bits']:.3f}"
+            progress.update(
+                task, completed=training[-1]["update"], description=f"{title} [dim]{bits} bits[/dim]"
+            )
+
+    def follow() -> None:
+        while not done.wait(1.0):
+            look()
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+        progress.update(task, completed=updates)
+    finally:
+        done.set()
+        follower.join()
+        look()
