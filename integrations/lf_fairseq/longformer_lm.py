@@ -106,9 +106,7 @@ class LongformerLMDecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
         super().__init__(dictionary)
         width, heads = cfg.decoder_embed_dim, cfg.decoder_attention_heads
         if width % heads or width % 2:
-            raise LFError(
-                f"--decoder-embed-dim: an even multiple of {heads} heads wanted, got {width}"
-            )
+            raise LFError(f"--decoder-embed-dim: an even multiple of {heads} heads wanted, got {width}")
         self.dropout, self.padding = cfg.dropout, dictionary.pad()
         self.embed_tokens = nn.Embedding(len(dictionary), width, padding_idx=self.padding)
         self.content_bias = nn.Parameter(torch.empty(heads, width // heads))  # u
@@ -144,7 +142,9 @@ class LongformerLMDecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
             src_lengths: fairseq passes them; padding is read from the tokens.
         """
         if encoder_out is not None:
-            raise LFError(f"encoder_out: None wanted, {NAME} has no encoder, got {type(encoder_out).__name__}")
+            raise LFError(
+                f"encoder_out: None wanted, {NAME} has no encoder, got {type(encoder_out).__name__}"
+            )
         tokens = self._unseen(prev_output_tokens, incremental_state)
         padding = tokens.eq(self.padding)
         x = self.embed_tokens(tokens) * math.sqrt(self.embed_tokens.embedding_dim)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from lf_fairseq import relative
 
 import lf_backend as lf
 from lf_backend.errors import PatternError, ShapeError
 from lf_backend.measure import peak_bytes
+from lf_fairseq import relative
 
 NAMES = ("q", "k", "v", "weight", "content_bias", "position_bias")
 
@@ -109,7 +109,11 @@ def test_distances_are_those_of_the_pattern():
 def test_order_matters():
     """What content alone cannot tell, positions do: swapped keys give another output."""
     given = inputs(n=9, m=9)
-    swapped = {**given, "k": given["k"][:, :, [1, 0, *range(2, 9)]], "v": given["v"][:, :, [1, 0, *range(2, 9)]]}
+    swapped = {
+        **given,
+        "k": given["k"][:, :, [1, 0, *range(2, 9)]],
+        "v": given["v"][:, :, [1, 0, *range(2, 9)]],
+    }
     one, two = (relative.attention(pattern=lf.Window.causal(9), **some) for some in (given, swapped))
     assert (one[:, :, -1] - two[:, :, -1]).abs().max() > 1e-3
 
@@ -143,7 +147,12 @@ def test_blocks_bound_memory():
 
 @pytest.mark.parametrize(
     "pattern",
-    [lf.Window.causal(4) | lf.Global(0), lf.Window(None, 0), lf.Window(3, 0) | lf.Window(2, 0, 4), lf.Global()],
+    [
+        lf.Window.causal(4) | lf.Global(0),
+        lf.Window(None, 0),
+        lf.Window(3, 0) | lf.Window(2, 0, 4),
+        lf.Global(),
+    ],
     ids=str,
 )
 def test_what_has_no_taps_is_refused(pattern):

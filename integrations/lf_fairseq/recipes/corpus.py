@@ -17,8 +17,10 @@ from lf_backend.errors import LFError
 
 NAMES = ("text8", "enwik8")
 DISTRIBUTED_BYTES = 100_000_000
-# Test suites and tables are no text; what pip has installed differs from machine to machine.
-_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
+# Test suites and tables are no text.
+_LEFT_OUT = {"test", "tests", "idle_test", "encodings", "__pycache__"}
+# What pip has installed, and how Python was built, differ from machine to machine.
+_LOCAL = ("site-packages", "dist-packages", "_sysconfigdata", "config-")
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,17 @@ def standard_library(folder: Path | None = None) -> Corpus:
     files = {
         path.relative_to(root).as_posix(): path
         for path in root.rglob("*.py")
-        if not _LEFT_OUT.intersection(path.relative_to(root).parts)
+        if _is_text(path.relative_to(root))
     }
     names = sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest())
     content = b"".join(files[name].read_bytes() for name in names)
     if not content:
         raise LFError(f"--data: not given, and Python's standard library has no sources at {root}")
     return Corpus("python", content)
+
+
+def _is_text(path: Path) -> bool:
+    return not any(part in _LEFT_OUT or part.startswith(_LOCAL) for part in path.parts)
 
 
 def _path(folder: Path, name: str) -> Path | None:
