@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def size(name: str, updates: int) -> phases.Size:
     schedule = schedules()[name]
     return phases.Size(
         name=name, arch="longformer_lm_laptop", schedule=lambda phase: schedule, lengths=(LENGTH,),
-        batches=(BATCH,), updates=(updates,), learning_rate=RATE, evaluation=EVALUATION,
+        batches=(BATCH,), sequences=(BATCH,), updates=(updates,), learning_rate=RATE, evaluation=EVALUATION,
         validation=updates, look=0, block=0,
     )  # fmt: skip
 
@@ -62,7 +63,7 @@ def size(name: str, updates: int) -> phases.Size:
 def run(name: str, seed: int, updates: int, data: Path, work: Path, progress: Progress) -> Iterator[Row]:
     """Train one model and score it; a longer context for the models whose windows increase."""
     of = size(name, updates)
-    where = phases.Run(data, work / f"{name}-{seed}-{updates}", seed=seed, sequences=BATCH)
+    where = phases.Run(data, work / f"{name}-{seed}-{updates}", seed=seed)
     phase, title = of.phase(1), f"{name}, seed {seed}"
     training.train(phases.arguments(of, phase, where), where.log(1), updates, progress, title)
     model, task = evaluation.load(where.checkpoint(1), data)
@@ -147,6 +148,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
+    logging.getLogger().setLevel(logging.WARNING)  # one of fairseq's modules has asked for DEBUG
     console, rows = Console(width=130), _kept(options.save)
     if not options.table:
         with Progress(console=console) as progress:

@@ -2,15 +2,17 @@
 
 Beltagy et al. 2020 (arXiv 2004.05150), section 4 and table 12: a decoder with layer norm first, GELU, and
 Transformer-XL's relative sinusoidal positions instead of absolute ones, so that a sequence may have any
-length. The rest is Transformer-XL (Dai et al. 2019, section 3.3, and its enwik8 model), from which the paper starts:
-projections of the attention have no bias; u and v are shared by all layers, W is each layer's own;
-matrices, embeddings, u and v begin normal with deviation 0.02 and biases 0; embeddings are multiplied by
-the square root of their width and are also the output's weights. This gives 41M parameters (small) and
-102M (large), as published. Transformer-XL also drops out sinusoids; here they are never dropped.
+length. The rest is Transformer-XL (Dai et al. 2019, section 3.3, and its enwik8 model), from which the paper
+starts: projections of the attention have no bias; u and v are shared by all layers, W is each layer's own;
+matrices, embeddings, u and v begin normal with deviation 0.02 and biases 0; embeddings are multiplied by the
+square root of their width and are also the output's weights. This gives 41M parameters (small) and 102M
+(large), as published. Transformer-XL also drops out sinusoids; here they are never dropped.
 """
+# No postponed annotations: fairseq reads the types of a configuration's fields.
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +30,7 @@ from torch.nn.functional import dropout, gelu
 
 import lf_backend as lf
 from lf_backend.errors import LFError
-from lf_fairseq import patterns
+from lf_fairseq import options, patterns
 from lf_fairseq.relative_attention import IncrementalState, RelativeAttention
 
 NAME = "longformer_lm"
@@ -185,6 +187,7 @@ class LongformerLMDecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
         return tokens[:, seen:]
 
 
+@register_model(NAME, dataclass=LongformerLMConfig)
 class LongformerLM(FairseqLanguageModel):  # type: ignore[misc]
     """The model that `--arch longformer_lm` and its sizes build."""
 
@@ -195,13 +198,13 @@ class LongformerLM(FairseqLanguageModel):  # type: ignore[misc]
         Raises:
             PatternError: a pattern that cannot be read, looks ahead, or is more than one limited window.
         """
-        schedule = patterns.read(
-            cfg.attention_pattern, cfg.decoder_layers, causal=True, heads=cfg.decoder_attention_heads
-        )
+        text = cfg.attention_pattern
+        schedule = patterns.read(text, cfg.decoder_layers, causal=True, heads=cfg.decoder_attention_heads)
+        options.store(cfg, options.PATTERN, patterns.write(text))
         return cls(LongformerLMDecoder(cfg, task.target_dictionary, schedule))
 
 
-ARCHITECTURES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "small": {"decoder_layers": 12, "dropout": 0.2},
     "large": {"decoder_layers": 30, "dropout": 0.4},
     "laptop": {
@@ -214,18 +217,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def register() -> None:
-    """Make the model and its sizes known to fairseq; again is no harm."""
-    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
-
-    if NAME not in MODEL_REGISTRY:
-        register_model(NAME, dataclass=LongformerLMConfig)(LongformerLM)
-    for size, values in ARCHITECTURES.items():
-        if f"{NAME}_{size}" not in ARCH_MODEL_REGISTRY:
-            register_model_architecture(NAME, f"{NAME}_{size}")(_architecture(values))
-
-
-def _architecture(values: dict[str, Any]) -> Any:
+def _architecture(values: dict[str, Any]) -> Callable[[Any], None]:
     def fill(args: Any) -> None:
         for name, value in values.items():
             if getattr(args, name, None) is None:
@@ -234,4 +226,5 @@ def _architecture(values: dict[str, Any]) -> Any:
     return fill
 
 
-register()
+for _size, _values in SIZES.items():
+    register_model_architecture(NAME, f"{NAME}_{_size}")(_architecture(_values))

@@ -31,7 +31,8 @@ def register() -> None:
     from lf_fairseq import require
 
     require.fairseq()
-    import lf_fairseq.architectures  # noqa: F401
+    import lf_fairseq.architectures
+    import lf_fairseq.longformer_lm  # noqa: F401
 
 
 def when_fairseq_is_imported() -> None:

@@ -77,7 +77,7 @@ def keys_of_positions(pattern: lf.Pattern, weight: Tensor, heads: int) -> Tensor
     window, width = band(pattern), weight.shape[1]
     pattern.check_heads(heads)
     dilations = [window.dilation(head) for head in range(heads)]
-    per_head = weight.unflatten(0, (heads, -1))  # [H, D, C]
+    per_head = weight.view(heads, -1, width)  # [H, D, C]
     found: list[Any] = [None] * heads
     for dilation in sorted(set(dilations)):
         members = [head for head in range(heads) if dilations[head] == dilation]

@@ -14,7 +14,7 @@ from lf_fairseq import relative
 IncrementalState = dict[str, dict[str, Tensor | None]]
 
 
-@with_incremental_state  # type: ignore[untyped-decorator]
+@with_incremental_state
 class RelativeAttention(nn.Module):
     """One layer's attention: projections without bias, as in Transformer-XL, and relative positions.
 
@@ -62,13 +62,12 @@ class RelativeAttention(nn.Module):
         q, k, v = (self._heads(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
         if incremental_state is not None:
             k, v, padding = self._continued(k, v, padding, incremental_state)
-        weight, u, v_bias = self.position_proj.weight, content_bias, position_bias
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             out = relative.attention(
-                *(tensor.to(dtype) for tensor in (q, k, v)), self.pattern,
-                *(tensor.to(dtype) for tensor in (weight, u, v_bias)),
-                key_padding=padding, dropout_p=self.dropout if self.training else 0.0,
+                q.to(dtype), k.to(dtype), v.to(dtype), self.pattern, self.position_proj.weight.to(dtype),
+                content_bias.to(dtype), position_bias.to(dtype), key_padding=padding,
+                dropout_p=self.dropout if self.training else 0.0,
                 block=self.block if torch.is_grad_enabled() else 0, backend=self.backend,
             )  # fmt: skip
         return self.out_proj(out.to(v.dtype).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -85,7 +84,7 @@ class RelativeAttention(nn.Module):
         return incremental_state
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D]
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [B, H, N, D]
 
     def _continued(
         self, k: Tensor, v: Tensor, padding: Tensor, incremental_state: IncrementalState

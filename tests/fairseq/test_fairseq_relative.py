@@ -37,7 +37,7 @@ def wave(distance, width):
 
 def dense(visible, q, k, v, weight, content_bias, position_bias, padding=None):
     """softmax(((q + u) k + (q + v) W R[i - j]) / sqrt(D)) v with all N x M pairs; visible [H, N, M]."""
-    batch, heads, n, head_dim = q.shape
+    heads, n, head_dim = q.shape[1:]
     m, width = k.shape[2], weight.shape[1]
     table = [[wave(query + m - n - key, width) for key in range(m)] for query in range(n)]
     distance = torch.tensor(table, dtype=q.dtype)  # [N, M, C]
@@ -126,7 +126,7 @@ def test_far_distances_of_float32_are_those_of_float64():
 
 
 def test_blocks_bound_memory():
-    """With blocks the position scores of a layer are not kept: the peak is a fraction, and grows with N alone."""
+    """With blocks the position scores are not kept: the peak is a fraction, and linear in N."""
     pattern = lf.Window.causal(256)
 
     def peak(length, block):

@@ -100,7 +100,7 @@ def _bits(model: Any, given: Tensor, wanted: Tensor, counted: int) -> float:
     logits = model.output_layer(features[:, -counted:])
     log_probabilities = model.get_normalized_probs((logits, extra), log_probs=True, sample=None)
     nats = -log_probabilities.gather(-1, wanted[..., None]).double().sum()
-    return nats.item() / math.log(2)
+    return float(nats) / math.log(2)
 
 
 def load(checkpoint: Path, data: Path | None, overrides: dict[str, Any] | None = None) -> tuple[Any, Any]:

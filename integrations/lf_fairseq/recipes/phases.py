@@ -56,6 +56,7 @@ class Size:
         arch: of `lf_fairseq.longformer_lm`.
         schedule: the windows of a phase.
         lengths, batches, updates: of each phase.
+        sequences: of a batch that one device takes at a time, in each phase; the rest accumulates.
         learning_rate: of the first phase.
         evaluation: length and step of the sequences that give bits per character.
         evaluated: characters of the test text that are scored, None for all.
@@ -69,6 +70,7 @@ class Size:
     schedule: Callable[[int], lf.schedules.Schedule]
     lengths: tuple[int, ...]
     batches: tuple[int, ...]
+    sequences: tuple[int, ...]
     updates: tuple[int, ...]
     learning_rate: float
     evaluation: tuple[int, int]
@@ -89,9 +91,15 @@ class Size:
             self.schedule(number),
         )  # fmt: skip
 
-    def shortened(self, updates: int) -> Size:
-        """The same with so many updates in every phase, and a look at the development text after them."""
-        return replace(self, updates=(updates,) * LAST_PHASE, validation=updates)
+    def trial(self, updates: int) -> Size:
+        """The same with so many updates in every phase, and little text to look at: to try the command."""
+        return replace(
+            self,
+            updates=(updates,) * LAST_PHASE,
+            validation=updates,
+            look=1,
+            evaluated=2 * self.evaluation[0],
+        )
 
 
 def _laptop(phase: int) -> lf.schedules.Schedule:
@@ -109,6 +117,7 @@ SIZES = {
             schedule=lambda phase: lf.schedules.longformer_lm("small", phase),
             lengths=(2048, 4096, 8192, 16384, 23040),
             batches=(32, 32, 16, 16, 16),
+            sequences=(4, 2, 1, 1, 1),
             updates=(430_000, 50_000, 50_000, 35_000, 5_000),
             learning_rate=2.5e-4,
             evaluation=(32_256, 512),
@@ -121,6 +130,7 @@ SIZES = {
             schedule=lambda phase: lf.schedules.longformer_lm("large", phase),
             lengths=(2048, 4096, 8192, 16384, 23040),
             batches=(32, 32, 16, 16, 16),
+            sequences=(4, 2, 1, 1, 1),
             updates=(350_000, 25_000, 10_000, 5_000, 5_000),
             learning_rate=2.5e-4,
             evaluation=(32_256, 512),
@@ -133,10 +143,11 @@ SIZES = {
             schedule=_laptop,
             lengths=(256, 512, 1024, 2048, 4096),
             batches=(16, 8, 4, 2, 1),
+            sequences=(16, 8, 4, 2, 1),
             updates=(300, 60, 50, 40, 20),
             learning_rate=2e-3,
             evaluation=(4096, 2048),
-            evaluated=131_072,
+            evaluated=65_536,
             validation=100,
             look=8,
             block=0,
@@ -152,7 +163,7 @@ class Run:
     Attributes:
         data: folder of binarised data.
         out: folder of the results; phase 3 writes to `out/phase3`.
-        sequences: of one device at a time; the rest of a batch is accumulated.
+        sequences: of one device at a time, instead of the size's.
         devices: GPUs; 0 is the CPU.
         half: half precision, with attention in float32.
     """
@@ -160,7 +171,7 @@ class Run:
     data: Path
     out: Path
     seed: int = 1
-    sequences: int = 1
+    sequences: int | None = None
     devices: int = 0
     half: bool = False
 
@@ -182,11 +193,12 @@ def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
     Raises:
         LFError: a batch that devices and sequences do not divide.
     """
-    at_a_time = run.sequences * max(run.devices, 1)
-    if phase.batch % at_a_time:
+    devices = max(run.devices, 1)
+    sequences = run.sequences or size.sequences[phase.number - 1]
+    if phase.batch % (sequences * devices):
         raise LFError(
-            f"--sequences: a divisor of the batch, {phase.batch}, wanted, times {max(run.devices, 1)} devices, "
-            f"got {run.sequences}"
+            f"--sequences: times {devices} devices a divisor of the batch, {phase.batch}, wanted, "
+            f"got {sequences}"
         )
     options = {
         "--user-dir": Path(__file__).parents[1],
@@ -196,8 +208,8 @@ def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
         "--position-block": size.block,
         "--tokens-per-sample": phase.length,
         "--sample-break-mode": "none",
-        "--batch-size": run.sequences,
-        "--update-freq": phase.batch // at_a_time,
+        "--batch-size": sequences,
+        "--update-freq": phase.batch // (sequences * devices),
         "--criterion": "cross_entropy",
         "--optimizer": "adam",  # decouples weight decay, as AdamW
         **ADAM,

@@ -31,9 +31,7 @@ def train(arguments: Sequence[str], log: Path, updates: int, progress: Progress,
         from fairseq_cli.train import main
 
         from fairseq import options
-        from lf_fairseq import longformer_lm
 
-        longformer_lm.register()
         parser = options.get_training_parser()
         parsed = options.parse_args_and_arch(parser, input_args=list(arguments))
         distributed_utils.call_main(convert_namespace_to_omegaconf(parsed), main)
