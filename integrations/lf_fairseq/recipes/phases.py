@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lf_backend as lf
 from lf_backend.errors import LFError
@@ -121,7 +122,7 @@ SIZES = {
             updates=(430_000, 50_000, 50_000, 35_000, 5_000),
             learning_rate=2.5e-4,
             evaluation=(32_256, 512),
-            validation=5_000,
+            validation=2_000,
             block=1024,
         ),
         Size(
@@ -134,7 +135,7 @@ SIZES = {
             updates=(350_000, 25_000, 10_000, 5_000, 5_000),
             learning_rate=2.5e-4,
             evaluation=(32_256, 512),
-            validation=2_500,
+            validation=1_000,
             block=1024,
         ),
         Size(
@@ -185,6 +186,19 @@ class Run:
     def log(self, phase: int) -> Path:
         """JSON lines of fairseq."""
         return self.folder(phase) / "log.jsonl"
+
+
+def identity(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
+    """What makes a training this one: all but the folders, and on what and in which portions it runs."""
+    return {
+        "arch": size.arch,
+        "windows": [pattern.text for pattern in phase.schedule],
+        "length": phase.length,
+        "batch": phase.batch,
+        "updates": phase.updates,
+        "learning_rate": phase.learning_rate,
+        "seed": run.seed,
+    }
 
 
 def arguments(size: Size, phase: Phase, run: Run) -> list[str]:

@@ -17,7 +17,7 @@ from lf_backend.errors import LFError
 from lf_fairseq.recipes import binarise, corpus, evaluation, phases, plot, training
 from lf_fairseq.recipes.phases import LAST_PHASE, Run, Size
 
-RESULTS, PICTURE = "results.json", "curves.png"
+RESULTS, PICTURE, IDENTITY = "results.json", "curves.png", "phase.json"
 
 
 def train(size: Size, numbers: Sequence[int], data: Path | None, run: Run, console: Console) -> None:
@@ -52,9 +52,23 @@ def _phase(size: Size, number: int, run: Run, progress: Progress) -> None:
         raise LFError(f"--phase: {before} done before {number} wanted, {run.checkpoint(before)} is not there")
     phase = size.phase(number)
     command = phases.arguments(size, phase, run)
+    _claim(run.folder(number) / IDENTITY, phases.identity(size, phase, run))
     progress.console.print(f"[dim]fairseq-train {shlex.join(command)}[/dim]", soft_wrap=True, highlight=False)
     training.train(command, run.log(number), phase.updates, progress, f"phase {number}")
     _evaluate(size, number, run, progress)
+
+
+def _claim(path: Path, identity: dict[str, Any]) -> None:
+    """Mark a phase's folder as that of one training, which no other may continue."""
+    if path.exists():
+        found = json.loads(path.read_text("utf8"))
+        if different := [name for name in identity if found.get(name) != identity[name]]:
+            raise LFError(
+                f"--out: the folder of the same training wanted, {path.parent} has another "
+                + ", ".join(f"{name} ({found.get(name)}, not {identity[name]})" for name in different)
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(identity, indent=1) + "\n", "utf8")
 
 
 def _evaluate(size: Size, number: int, run: Run, progress: Progress) -> None:
@@ -63,10 +77,7 @@ def _evaluate(size: Size, number: int, run: Run, progress: Progress) -> None:
     _, development = training.curves(run.log(number))
     entry: dict[str, Any] = {
         "phase": number,
-        "updates": phase.updates,
-        "length": phase.length,
-        "lr": phase.learning_rate,
-        "windows": [pattern.text for pattern in phase.schedule],
+        **phases.identity(size, phase, run),
         "development": development[-1]["bits"] if development else None,
         "evaluation": [length, step],
     }
@@ -86,7 +97,7 @@ def _table(run: Run) -> Table:
     table = Table("phase", "updates", "length", "lr", "development", "test", title="bits per character")
     for row in results(run.out).values():
         bits = ("" if row[name] is None else f"{row[name]:.4f}" for name in ("development", "test"))
-        table.add_row(*(str(row[name]) for name in ("phase", "updates", "length", "lr")), *bits)
+        table.add_row(*(str(row[name]) for name in ("phase", "updates", "length", "learning_rate")), *bits)
     return table
 
 

@@ -16,7 +16,7 @@ Record = dict[str, float]
 
 
 def train(arguments: Sequence[str], log: Path, updates: int, progress: Progress, title: str) -> None:
-    """Run fairseq-train until its last update; what was interrupted continues.
+    """Run fairseq-train until its last update; what was interrupted continues, what is done stays as it is.
 
     Args:
         arguments: of fairseq-train, with `--log-format json --log-file LOG`.
@@ -34,7 +34,18 @@ def train(arguments: Sequence[str], log: Path, updates: int, progress: Progress,
 
         parser = options.get_training_parser()
         parsed = options.parse_args_and_arch(parser, input_args=list(arguments))
-        distributed_utils.call_main(convert_namespace_to_omegaconf(parsed), main)
+        if updates_of(Path(parsed.save_dir) / "checkpoint_last.pt") < updates:  # fairseq would do one more
+            distributed_utils.call_main(convert_namespace_to_omegaconf(parsed), main)
+
+
+def updates_of(checkpoint: Path) -> int:
+    """Updates after which a checkpoint was written, 0 if there is none."""
+    from fairseq import checkpoint_utils
+
+    if not checkpoint.exists():
+        return 0
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))
+    return int(state["optimizer_history"][-1]["num_updates"])
 
 
 def curves(log: Path) -> tuple[list[Record], list[Record]]:
