@@ -17,6 +17,12 @@ WARNINGS = (
     r"ignore:Support for mismatched key_padding_mask and attn_mask:UserWarning",  # its dense attention
     r"ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",  # its LM task
     r"ignore:'pin_memory' argument is set as true:UserWarning",  # its loaders
+    r"ignore:hydra\.experimental\.\w+\(\) is no longer experimental:UserWarning",  # written for hydra 1.0
+    r"ignore:\nThe version_base parameter is not specified:UserWarning",
+    r"ignore:In 'config'. Usage of deprecated keyword in package header:UserWarning",
+    r"ignore:\n'config' is validated against ConfigStore schema:UserWarning",
+    r"ignore:\nThe strict flag in the compose API is deprecated:UserWarning",
+    r"ignore:.torch\.cuda\.amp\.autocast.* is deprecated:FutureWarning",
 )
 
 if find_spec("fairseq"):

@@ -49,7 +49,7 @@ def binarise(corpus: Corpus, folder: Path, progress: Progress) -> dict[str, Any]
     dictionary = dictionary_of(corpus.content)
     dictionary.save(str(folder / "dict.txt"))
     for name, text in corpus.splits().items():
-        _write(folder / name, encode(text, dictionary), len(dictionary), progress)
+        write(folder / name, encode(text, dictionary), len(dictionary), progress)
     path.write_text(json.dumps(record, indent=1) + "\n", "utf8")  # last: all else is there
     return record
 
@@ -69,7 +69,13 @@ def encode(text: bytes, dictionary: Dictionary) -> np.ndarray:
     return table[np.frombuffer(text, np.uint8)]
 
 
-def _write(prefix: Path, tokens: np.ndarray, vocabulary: int, progress: Progress) -> None:
+def write(prefix: Path, tokens: np.ndarray, vocabulary: int, progress: Progress) -> None:
+    """A split for fairseq, as PREFIX.bin and PREFIX.idx.
+
+    Args:
+        tokens: int [tokens].
+        vocabulary: number of different tokens.
+    """
     builder = make_builder(data_file_path(str(prefix)), "mmap", vocab_size=vocabulary)
     for start in progress.track(range(0, len(tokens), ITEM), description=f"tokens of {prefix.name}"):
         builder.add_item(torch.from_numpy(tokens[start : start + ITEM]))

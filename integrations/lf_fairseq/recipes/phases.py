@@ -23,6 +23,7 @@ import lf_backend as lf
 from lf_backend.errors import LFError
 
 LAST_PHASE = 5
+USER_DIR = Path(__file__).parents[1]
 ADAM = {"--adam-betas": "(0.9, 0.999)", "--adam-eps": "1e-8"}
 
 
@@ -99,7 +100,7 @@ class Size:
             updates=(updates,) * LAST_PHASE,
             validation=updates,
             look=1,
-            evaluated=2 * self.evaluation[0],
+            evaluated=sum(self.evaluation),  # two sequences
         )
 
 
@@ -215,7 +216,7 @@ def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
             f"got {sequences}"
         )
     options = {
-        "--user-dir": Path(__file__).parents[1],
+        "--user-dir": USER_DIR,
         "--task": "language_modeling",
         "--arch": size.arch,
         "--attention-pattern": json.dumps([pattern.text for pattern in phase.schedule]),
