@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from rich.progress import Progress
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import lf_backend as lf
@@ -228,3 +230,16 @@ def test_bad_input_is_said_in_a_line(arguments, message, tmp_path, monkeypatch):
     done = invoke(*arguments, "--out", tmp_path / "out", "--devices", 0)
     assert done.exit_code == char_lm.BAD_INPUT
     assert message in " ".join(done.stderr.split())
+
+
+def test_the_commands_of_the_page_exist():
+    """Every option and sub-command that docs/char_lm.md names is one of the command's."""
+    page = (Path(__file__).parents[2] / "docs" / "char_lm.md").read_text("utf8")
+    group = get_command(char_lm.app)
+    lines = [line.partition("#")[0].split() for line in page.splitlines() if "recipes.char_lm" in line]
+    commands = [words[3:] for words in lines if words[:2] == ["python", "-m"]]
+    assert len(commands) == 6
+    for words in commands:
+        command = group.commands["evaluate"] if words[:1] == ["evaluate"] else group
+        known = {name for option in command.params for name in option.opts}
+        assert {word for word in words if word.startswith("--")} <= known
