@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from fairseq import modules
 from fairseq.models import bart, masked_lm, roberta, transformer
 from torch import Tensor, nn
 
-from fairseq import modules
 from lf_backend.errors import UnsupportedError
 from lf_backend.patching import Mark
 from lf_fairseq import marks

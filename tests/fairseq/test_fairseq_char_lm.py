@@ -113,10 +113,9 @@ def test_any_checkpoint_is_evaluated(trained, tmp_path, monkeypatch):
 
 def test_fairseq_s_own_evaluation_agrees(trained, tmp_path):
     """fairseq-eval-lm with `--user-dir` alone scores sequences without overlap: ours with step = length."""
+    from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq_cli import eval_lm
-
-    from fairseq import options
 
     checkpoint = trained[0] / "phase1" / "checkpoint_last.pt"
     model, task = evaluation.load(checkpoint, None)

@@ -83,9 +83,8 @@ def test_no_sources_is_an_error(tmp_path):
 
 
 def test_fairseq_reads_every_byte_in_order(tmp_path, small):
-    from fairseq.tasks.language_modeling import LanguageModelingTask
-
     from fairseq import data
+    from fairseq.tasks.language_modeling import LanguageModelingTask
 
     text = corpus.Corpus("text8", small * 5)
     with Progress(disable=True) as progress:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
+from omegaconf import OmegaConf
 
 import lf_backend as lf
 from lf_backend.errors import LFError, PatternError
@@ -155,6 +156,16 @@ def test_blocks_of_positions_change_nothing(monkeypatch):
     with torch.no_grad():
         models[1](tokens())
     assert blocks == [0, 0, 6, 6, 0, 0]
+
+
+def test_a_checkpoint_does_not_need_the_file_of_its_pattern(tmp_path):
+    path = tmp_path / "windows.json"
+    path.write_text(SMALL["attention_pattern"])
+    cfg = OmegaConf.create({"model": {**vars(LongformerLMConfig()), **SMALL, "attention_pattern": str(path)}})
+    LongformerLM.build_model(cfg.model, SimpleNamespace(target_dictionary=dictionary()))
+    path.unlink()
+    assert cfg.model.attention_pattern == SMALL["attention_pattern"]
+    LongformerLM.build_model(cfg.model, SimpleNamespace(target_dictionary=dictionary()))
 
 
 @pytest.mark.parametrize(

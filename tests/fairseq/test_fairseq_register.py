@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fairseq
 import pytest
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 
-import fairseq
 import lf_fairseq
 from lf_backend.errors import LFError
 from lf_fairseq import require

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq import checkpoint_utils
 from rich.progress import Progress
 from torch import Tensor
 
-from fairseq import checkpoint_utils
 from lf_backend.errors import LFError
 
 

@@ -26,11 +26,10 @@ def train(arguments: Sequence[str], log: Path, updates: int, progress: Progress,
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with _spoken_to(log.with_name("fairseq.log")), _own_state(log), _followed(log, updates, progress, title):
+        from fairseq import options
         from fairseq.dataclass.utils import convert_namespace_to_omegaconf
         from fairseq.distributed import utils as distributed_utils
         from fairseq_cli.train import main
-
-        from fairseq import options
 
         parser = options.get_training_parser()
         parsed = options.parse_args_and_arch(parser, input_args=list(arguments))
