@@ -60,8 +60,8 @@ class LongformerLMConfig(FairseqDataclass):  # type: ignore[misc]
     position_block: int = field(
         default=0,
         metadata={
-            "help": "queries whose position scores are kept at a time in training, and computed again in "
-            "the backward pass: less memory, more time; 0 keeps all"
+            "help": "queries whose position scores exist at a time, to be computed again in the backward "
+            "pass: less memory, more time; 0 computes all at once and keeps them"
         },
     )
     tokens_per_sample: int = II("task.tokens_per_sample")

@@ -68,7 +68,7 @@ class RelativeAttention(nn.Module):
                 q.to(dtype), k.to(dtype), v.to(dtype), self.pattern, self.position_proj.weight.to(dtype),
                 content_bias.to(dtype), position_bias.to(dtype), key_padding=padding,
                 dropout_p=self.dropout if self.training else 0.0,
-                block=self.block if torch.is_grad_enabled() else 0, backend=self.backend,
+                block=self.block, backend=self.backend,
             )  # fmt: skip
         return self.out_proj(out.to(v.dtype).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

@@ -69,6 +69,12 @@ def test_a_step_beyond_the_sequence_is_refused(length, step):
         list(evaluation.spans(0, 8, 8))
 
 
+def test_absolute_positions_bound_the_length():
+    short = SimpleNamespace(max_positions=lambda: 64)
+    with pytest.raises(LFError, match="--length: <= 64, the model's positions, wanted, got 65"):
+        evaluation.score(short, torch.arange(9), 2, 65, 5, 1, Progress(disable=True))
+
+
 def test_checkpoints_that_are_none_are_refused(tmp_path, monkeypatch):
     with pytest.raises(LFError, match=r"checkpoint: a file wanted, got .*none\.pt"):
         evaluation.load(tmp_path / "none.pt", None)

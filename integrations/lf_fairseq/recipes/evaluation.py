@@ -76,7 +76,12 @@ def score(
         start: the token before the first, which fairseq makes the end of sentence.
         length, step: as in `spans`.
         batch: sequences at a time; only equally long ones share a batch.
+
+    Raises:
+        LFError: as in `spans`, or a length that the model's absolute positions do not reach.
     """
+    if length > model.max_positions():
+        raise LFError(f"--length: <= {model.max_positions()}, the model's positions, wanted, got {length}")
     model.eval()
     device = next(model.parameters()).device
     inputs = torch.cat((tokens.new_tensor([start]), tokens[:-1]))
