@@ -45,7 +45,7 @@ def test_all_phases_run_and_the_model_learns(trained):
     uniform = math.log2(256)
     counts = numpy.bincount(numpy.frombuffer(corpus.standard_library().content, numpy.uint8))
     assert uniform > -sum(p * math.log2(p) for p in counts[counts > 0] / counts.sum()) > 4
-    first = training.curves(out / "phase1" / "log.jsonl")[0]
+    first = training.curves(out / "phase1" / "train.log")[0]
     assert [record["update"] for record in first] == list(range(1, UPDATES + 1))
     assert first[-1]["bits"] < first[0]["bits"] - 0.3
     assert rows[5]["test"] < rows[1]["test"] < uniform
@@ -63,7 +63,7 @@ def test_windows_and_lengths_double_and_the_rate_halves(trained):
             one, two = lf.parse(one), lf.parse(two)
             assert (two.left + 1, two.right, two.dilation) == (2 * (one.left + 1), 0, one.dilation)
     for row in rows:
-        logged = training.curves(trained[0] / f"phase{row['phase']}" / "log.jsonl")[0]
+        logged = training.curves(trained[0] / f"phase{row['phase']}" / "train.log")[0]
         assert logged[-1]["lr"] == row["learning_rate"]
 
 

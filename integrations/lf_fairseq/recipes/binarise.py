@@ -64,8 +64,8 @@ def dictionary_of(content: bytes) -> Dictionary:
 
 
 def encode(text: bytes, dictionary: Dictionary) -> np.ndarray:
-    """Bytes to tokens, int64 [bytes]."""
-    table = np.array([dictionary.index(symbol(byte)) for byte in range(256)])
+    """Bytes to tokens, int32 [bytes]."""
+    table = np.array([dictionary.index(symbol(byte)) for byte in range(256)], np.int32)
     return table[np.frombuffer(text, np.uint8)]
 
 

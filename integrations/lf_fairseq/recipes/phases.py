@@ -185,8 +185,8 @@ class Run:
         return self.folder(phase) / "checkpoint_last.pt"
 
     def log(self, phase: int) -> Path:
-        """JSON lines of fairseq."""
-        return self.folder(phase) / "log.jsonl"
+        """What fairseq reports, as JSON among other lines."""
+        return self.folder(phase) / "train.log"
 
 
 def identity(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
