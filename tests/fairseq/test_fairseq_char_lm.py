@@ -96,7 +96,10 @@ def test_the_same_command_again_does_nothing(trained):
 def test_another_training_in_the_same_folder_is_refused(trained):
     done = invoke("--out", trained[0], "--phase", 5, "--devices", 0)
     assert done.exit_code == char_lm.BAD_INPUT
-    assert f"has another updates ({UPDATES}, not 20)" in " ".join(done.stderr.split())
+    assert f"4 done before 5 wanted, 40 updates, got {UPDATES} in" in " ".join(done.stderr.split())
+    done = invoke("--out", trained[0], "--trial", UPDATES, "--seed", 2, "--devices", 0)
+    assert done.exit_code == char_lm.BAD_INPUT
+    assert "phase1 has another seed (1, not 2)" in " ".join(done.stderr.split())
 
 
 def test_any_checkpoint_is_evaluated(trained, tmp_path, monkeypatch):
@@ -220,7 +223,7 @@ def test_the_command_of_a_phase_has_the_published_options(tmp_path):
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "a folder with one of text8, text8.zip, enwik8, enwik8.zip wanted"),
-        (["--phase", "3"], "--phase: 2 done before 3 wanted"),
+        (["--phase", "3"], "--phase: 2 done before 3 wanted, 60 updates, got 0 in"),
         (["--sequences", "3"], "--sequences: times 1 devices a divisor of the batch, 16, wanted, got 3"),
     ],
 )

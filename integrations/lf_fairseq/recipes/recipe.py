@@ -47,27 +47,38 @@ def results(out: Path) -> dict[int, dict[str, Any]]:
 
 
 def _phase(size: Size, number: int, run: Run, progress: Progress) -> None:
-    before = number - 1
-    if before and not run.checkpoint(before).exists():
-        raise LFError(f"--phase: {before} done before {number} wanted, {run.checkpoint(before)} is not there")
+    if number > 1:
+        _check_done(size, number - 1, run)
     phase = size.phase(number)
     command = phases.arguments(size, phase, run)
-    _claim(run.folder(number) / IDENTITY, phases.identity(size, phase, run))
+    _claim(run.folder(number), phases.identity(size, phase, run))
     progress.console.print(f"[dim]fairseq-train {shlex.join(command)}[/dim]", soft_wrap=True, highlight=False)
     training.train(command, run.log(number), phase.updates, progress, f"phase {number}")
     _evaluate(size, number, run, progress)
 
 
-def _claim(path: Path, identity: dict[str, Any]) -> None:
+def _check_done(size: Size, number: int, run: Run) -> None:
+    """Raise LFError unless a phase is done, of the same training."""
+    phase, done = size.phase(number), training.updates_of(run.checkpoint(number))
+    if done < phase.updates:
+        raise LFError(
+            f"--phase: {number} done before {number + 1} wanted, {phase.updates} updates, got {done} in "
+            f"{run.folder(number)}"
+        )
+    _claim(run.folder(number), phases.identity(size, phase, run))
+
+
+def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Mark a phase's folder as that of one training, which no other may continue."""
+    path = folder / IDENTITY
     if path.exists():
         found = json.loads(path.read_text("utf8"))
         if different := [name for name in identity if found.get(name) != identity[name]]:
             raise LFError(
-                f"--out: the folder of the same training wanted, {path.parent} has another "
+                f"--out: the folder of the same training wanted, {folder} has another "
                 + ", ".join(f"{name} ({found.get(name)}, not {identity[name]})" for name in different)
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(identity, indent=1) + "\n", "utf8")
 
 
