@@ -235,8 +235,8 @@ def test_bad_input_is_said_in_a_line(arguments, message, tmp_path, monkeypatch):
 
 
 def test_the_commands_of_the_page_exist():
-    """Every option and sub-command that docs/char_lm.md names is one of the command's."""
-    page = (Path(__file__).parents[2] / "docs" / "char_lm.md").read_text("utf8")
+    """Every option and sub-command that docs/fairseq_char_lm.md names is one of the command's."""
+    page = (Path(__file__).parents[2] / "docs" / "fairseq_char_lm.md").read_text("utf8")
     group = get_command(char_lm.app)
     lines = [line.partition("#")[0].split() for line in page.splitlines() if "recipes.char_lm" in line]
     commands = [words[3:] for words in lines if words[:2] == ["python", "-m"]]

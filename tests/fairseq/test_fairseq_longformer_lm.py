@@ -6,6 +6,7 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq_commands import USER_DIR, binarised, run, words
 from omegaconf import OmegaConf
 
 import lf_backend as lf
@@ -191,3 +192,27 @@ def test_bad_options(values, message):
 def test_an_encoder_is_refused():
     with pytest.raises(LFError, match="encoder_out: None wanted, longformer_lm has no encoder, got dict"):
         build(**SMALL).decoder(tokens(), encoder_out={})
+
+
+@pytest.mark.parametrize("half", ["", "common.bf16=true common.memory_efficient_bf16=true"])
+def test_fairseq_s_tools(tmp_path, monkeypatch, half):
+    """Trained by fairseq-hydra-train, in bfloat16 too; read by fairseq-generate with `--user-dir` alone."""
+    monkeypatch.chdir(tmp_path)
+    data = binarised(tmp_path)
+    model = {"_name": "longformer_lm", **SMALL, "position_block": 16, "attention_pattern": '"window(7, 0)"'}
+    options = (
+        "task=language_modeling task.sample_break_mode=none task.tokens_per_sample=64 "
+        "criterion=cross_entropy optimizer=adam lr_scheduler=fixed optimization.lr=[0.003] optimization.max_update=3 "
+        "common.cpu=true dataset.max_tokens=256 dataset.num_workers=0"
+    )
+    run(
+        "hydra-train", *words(options), *words(half), *(f"+model.{name}={model[name]}" for name in model),
+        'optimizer.adam_betas="(0.9, 0.98)"', f"task.data={data}", f"common.user_dir={USER_DIR}",
+        f"checkpoint.save_dir={tmp_path}",
+    )  # fmt: skip
+    log = run(
+        "generate", data, "--user-dir", USER_DIR, "--path", tmp_path / "checkpoint_last.pt",
+        *words("--task language_modeling --cpu --gen-subset valid --max-tokens 256 --num-workers 0 --beam 3"),
+        *words("--max-len-b 12 --sample-break-mode eos --prefix-size 2"),
+    )  # fmt: skip
+    assert "Translated 40 sentences" in log
