@@ -91,8 +91,8 @@ def comparison(rows: list[Row]) -> Iterator[Row]:
         ]
         yield {
             "name": name, "seeds": len(by_seed), **_spread("bits", by_seed.values()),
-            **_spread("less fixed", pairs),
-            "less fixed, by seed": " ".join(f"{pair:+.4f}" for pair in pairs),
+            **_spread("minus fixed", pairs),
+            "minus fixed, by seed": " ".join(f"{pair:+.4f}" for pair in pairs),
         }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def contexts(rows: list[Row]) -> Iterator[Row]:
         gains = [bits - shortest[seed] for seed, bits in by_seed.items()]
         yield {
             "name": name, "length": length, "seeds": len(by_seed), **_spread("bits", by_seed.values()),
-            **_spread(f"less {min(CONTEXTS)}", gains),
+            **_spread(f"minus {min(CONTEXTS)}", gains),
         }  # fmt: skip
 
 

@@ -202,8 +202,8 @@ def test_fairseq_s_tools(tmp_path, monkeypatch, half):
     model = {"_name": "longformer_lm", **SMALL, "position_block": 16, "attention_pattern": '"window(7, 0)"'}
     options = (
         "task=language_modeling task.sample_break_mode=none task.tokens_per_sample=64 "
-        "criterion=cross_entropy optimizer=adam lr_scheduler=fixed optimization.lr=[0.003] optimization.max_update=3 "
-        "common.cpu=true dataset.max_tokens=256 dataset.num_workers=0"
+        "criterion=cross_entropy optimizer=adam lr_scheduler=fixed optimization.lr=[0.003] "
+        "optimization.max_update=3 common.cpu=true dataset.max_tokens=256 dataset.num_workers=0"
     )
     run(
         "hydra-train", *words(options), *words(half), *(f"+model.{name}={model[name]}" for name in model),
