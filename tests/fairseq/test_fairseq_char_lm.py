@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_a_phase_begins_with_the_weights_of_the_last(trained, tmp_path):
     with Progress(disable=True) as progress:
         phase = frozen.phase(2)
         training.train(phases.arguments(frozen, phase, run), run.log(2), 1, progress, "phase 2")
+        assert re.fullmatch(r"phase 2 .*\d\.\d+, development \d\.\d+ bits.*", progress.tasks[0].description)
     one, two = weights(run.checkpoint(1)), weights(run.checkpoint(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -52,9 +52,13 @@ def curves(log: Path) -> tuple[list[Record], list[Record]]:
 
     An update that was done again after an interruption counts as it was done last.
     """
+    return _curves(log.read_text("utf8") if log.exists() else "")
+
+
+def _curves(text: str) -> tuple[list[Record], list[Record]]:
     training: dict[int, Record] = {}
     development: dict[int, Record] = {}
-    for record in _records(log.read_text("utf8").splitlines() if log.exists() else []):
+    for record in _records(text):
         if "valid_loss" in record:
             update = int(record["valid_num_updates"])
             development[update] = {"update": update, "bits": float(record["valid_loss"])}
@@ -64,9 +68,9 @@ def curves(log: Path) -> tuple[list[Record], list[Record]]:
     return [training[at] for at in sorted(training)], [development[at] for at in sorted(development)]
 
 
-def _records(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What of a log is JSON: fairseq writes plain sentences between."""
-    for line in lines:
+def _records(text: str) -> Iterator[dict[str, Any]]:
+    """What of a log is JSON: fairseq writes plain sentences between, and in later epochs lines twice."""
+    for line in text.splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
@@ -114,17 +118,19 @@ def _own_state(log: Path) -> Iterator[None]:
 def _followed(log: Path, updates: int, progress: Progress, title: str) -> Iterator[None]:
     """A bar that follows the log, which is also where the processes of several devices report."""
     task = progress.add_task(title, total=updates)
-    done = threading.Event()
+    done, bits, position = threading.Event(), "", log.stat().st_size if log.exists() else 0
 
     def look() -> None:
-        training, development = curves(log)
+        """Read what is new: the log of a long training is large."""
+        nonlocal bits, position
+        text = _lines_from(log, position)
+        position += len(text)
+        training, development = _curves(text.decode("utf8"))
+        if development:
+            bits = f", development {development[-1]['bits']:.3f}"
         if training:
-            bits = f"{training[-1]['bits']:.3f}"
-            if development:
-                bits += f", development {development[-1]['bits']:.3f}"
-            progress.update(
-                task, completed=training[-1]["update"], description=f"{title} [dim]{bits} bits[/dim]"
-            )
+            now = f"{title} [dim]{training[-1]['bits']:.3f}{bits} bits[/dim]"
+            progress.update(task, completed=training[-1]["update"], description=now)
 
     def follow() -> None:
         while not done.wait(1.0):
@@ -139,3 +145,13 @@ def _followed(log: Path, updates: int, progress: Progress, title: str) -> Iterat
         done.set()
         follower.join()
         look()
+
+
+def _lines_from(log: Path, position: int) -> bytes:
+    """The whole lines of a file from a position on."""
+    if not log.exists():
+        return b""
+    with log.open("rb") as file:
+        file.seek(position)
+        text = file.read()
+    return text[: text.rfind(b"\n") + 1]
