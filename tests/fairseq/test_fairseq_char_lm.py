@@ -142,50 +142,45 @@ class Stop(Exception):
     """What stops a training in its middle."""
 
 
-def test_an_interrupted_training_loses_nothing(tmp_path, monkeypatch):
-    """Stopped after its save and once more between two, it ends with the weights of one that was not."""
+@pytest.fixture
+def stops(monkeypatch):
+    """Numbers of updates at which a training stops, each once."""
     from fairseq.trainer import Trainer
 
-    text = corpus.Corpus("python", corpus.standard_library().content[:200_000])
-    size = replace(
-        phases.SIZES["laptop"].trial(8),
-        lengths=(64,),
-        batches=(4,),
-        sequences=(2,),
-        updates=(8,),
-        validation=2,
-    )
-    phase, step = size.phase(1), Trainer.train_step
-    stops: list[int] = []
+    step, found = Trainer.train_step, list[int]()
 
     def stopping(self, *arguments, **options):
-        if stops and self.get_num_updates() == stops[0]:
-            stops.pop(0)
+        if found and self.get_num_updates() == found[0]:
+            found.pop(0)
             raise Stop
         return step(self, *arguments, **options)
 
     monkeypatch.setattr(Trainer, "train_step", stopping)
+    return found
+
+
+def test_an_interrupted_training_loses_nothing(tmp_path, stops):
+    """Stopped after its save and once more between two, it ends with the weights of one that was not."""
+    text = corpus.Corpus("python", corpus.standard_library().content[:200_000])
+    few = {"lengths": (64,), "batches": (4,), "sequences": (2,), "updates": (8,), "validation": 2}
+    size = replace(phases.SIZES["laptop"].trial(8), **few)
+    phase, runs = size.phase(1), [phases.Run(tmp_path / "data", tmp_path / name) for name in ("one", "two")]
     with Progress(disable=True) as progress:
         binarise.binarise(text, tmp_path / "data", progress)
-        runs = {name: phases.Run(tmp_path / "data", tmp_path / name) for name in ("whole", "stopped")}
-        for name, run in runs.items():
-            stops[:] = [4, 7] if name == "stopped" else []
-            while True:
-                try:
-                    training.train(phases.arguments(size, phase, run), run.log(1), 8, progress, name)
-                    break
-                except Stop:
-                    continue
-    states = [torch.load(run.checkpoint(1), weights_only=False) for run in runs.values()]
-    one, two = (state["model"] for state in states)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    moments = [state["last_optimizer_state"]["state"] for state in states]
-    for key in moments[0]:
-        assert all(
-            torch.equal(moments[0][key][name], moments[1][key][name]) for name in ("exp_avg", "exp_avg_sq")
-        )
-    curves = [training.curves(run.log(1))[0] for run in runs.values()]
-    assert [len(curve) for curve in curves] == [8, 8]
+        command = [(phases.arguments(size, phase, run), run.log(1), 8, progress, "phase 1") for run in runs]
+        training.train(*command[0])
+        stops[:] = [4, 7]
+        for _ in range(2):
+            with pytest.raises(Stop):
+                training.train(*command[1])
+        training.train(*command[1])
+    one, two = (torch.load(run.checkpoint(1), weights_only=False) for run in runs)
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+    moments = [state["last_optimizer_state"]["state"] for state in (one, two)]
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert all(torch.equal(moments[0][key][name], moments[1][key][name]) for key in moments[0])
+    curves = [training.curves(run.log(1))[0] for run in runs]
+    assert [record["update"] for record in curves[0]] == list(range(1, 9))
     assert curves[0] == curves[1]
 
 
@@ -226,6 +221,10 @@ def test_the_command_of_a_phase_has_the_published_options(tmp_path):
     [
         (["--data", "nowhere"], "a folder with one of text8, text8.zip, enwik8, enwik8.zip wanted"),
         (["--phase", "3"], "--phase: 2 done before 3 wanted, 60 updates, got 0 in"),
+        (
+            ["--half"],
+            "--half: at least one GPU wanted, fairseq has no half precision on a CPU, got --devices 0",
+        ),
         (["--sequences", "3"], "--sequences: times 1 devices a divisor of the batch, 16, wanted, got 3"),
     ],
 )
@@ -234,6 +233,15 @@ def test_bad_input_is_said_in_a_line(arguments, message, tmp_path, monkeypatch):
     done = invoke(*arguments, "--out", tmp_path / "out", "--devices", 0)
     assert done.exit_code == char_lm.BAD_INPUT
     assert message in " ".join(done.stderr.split())
+
+
+def test_options_of_a_training_are_refused_before_evaluate(tmp_path):
+    done = invoke("--size", "small", "evaluate", tmp_path / "none.pt")
+    assert done.exit_code == 2
+    assert "--size: not with evaluate" in done.stderr
+    done = invoke("evaluate", tmp_path / "none.pt")
+    assert done.exit_code == 2
+    assert "checkpoint: a file wanted, got" in done.stderr
 
 
 def test_the_commands_of_the_page_exist():

@@ -74,6 +74,7 @@ def main(
 ) -> None:
     """Train one phase or all five, and evaluate after each."""
     if context.invoked_subcommand is not None:
+        _refuse(context)
         return
     chosen = SIZES[size.value] if trial is None else SIZES[size.value].trial(trial)
     folder = out or Path(f"char_lm-{chosen.name}")
@@ -120,6 +121,16 @@ def evaluate(
         console.print(f"{found.per_character:.4f} bits per character on {found.characters:,} of {split}")
 
     _reported(work)
+
+
+def _refuse(context: typer.Context) -> None:
+    """Raise for options before a sub-command: they are those of a training."""
+    sources = {option: context.get_parameter_source(option) for option in context.params}
+    names = [option for option, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given := ", ".join(f"--{name}" for name in names):
+        raise typer.BadParameter(
+            f"{given}: not with {context.invoked_subcommand}, whose options come after it"
+        )
 
 
 def _reported(work: Callable[[Console], None]) -> None:

@@ -24,7 +24,6 @@ from lf_backend.errors import LFError
 
 LAST_PHASE = 5
 USER_DIR = Path(__file__).parents[1]
-ADAM = {"--adam-betas": "(0.9, 0.999)", "--adam-eps": "1e-8"}
 
 
 @dataclass(frozen=True)
@@ -206,8 +205,31 @@ def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
     """Of fairseq-train, for one phase; the same again continues where it was interrupted.
 
     Raises:
-        LFError: a batch that devices and sequences do not divide.
+        LFError: a batch that devices and sequences do not divide, or half precision without a GPU.
     """
+    if run.half and not run.devices:
+        raise LFError(
+            "--half: at least one GPU wanted, fairseq has no half precision on a CPU, got --devices 0"
+        )
+    model = {
+        "--user-dir": USER_DIR,
+        "--arch": size.arch,
+        "--attention-pattern": json.dumps([pattern.text for pattern in phase.schedule]),
+        "--position-block": size.block,
+        "--seed": run.seed,
+    }
+    if phase.number > 1:
+        model["--finetune-from-model"] = run.checkpoint(phase.number - 1)  # weights alone, the first time
+    options = {**model, **_text(size, phase, run), **_optimizer(size, phase), **_files(size, phase, run)}
+    flags = ["--no-epoch-checkpoints"]
+    flags += (
+        ["--disable-validation"] * (size.look == 0) + ["--fp16"] * run.half + ["--cpu"] * (not run.devices)
+    )
+    return [str(run.data), *(str(part) for pair in options.items() for part in pair), *flags]
+
+
+def _text(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
+    """What is read, and how much of it at a time."""
     devices = max(run.devices, 1)
     sequences = run.sequences or size.sequences[phase.number - 1]
     if phase.batch % (sequences * devices):
@@ -215,45 +237,42 @@ def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
             f"--sequences: times {devices} devices a divisor of the batch, {phase.batch}, wanted, "
             f"got {sequences}"
         )
-    options = {
-        "--user-dir": USER_DIR,
+    return {
         "--task": "language_modeling",
-        "--arch": size.arch,
-        "--attention-pattern": json.dumps([pattern.text for pattern in phase.schedule]),
-        "--position-block": size.block,
         "--tokens-per-sample": phase.length,
         "--sample-break-mode": "none",
         "--batch-size": sequences,
         "--update-freq": phase.batch // (sequences * devices),
+        "--num-workers": 0,
+        **({"--distributed-world-size": run.devices} if run.devices else {}),
+    }
+
+
+def _optimizer(size: Size, phase: Phase) -> dict[str, Any]:
+    return {
         "--criterion": "cross_entropy",
         "--optimizer": "adam",  # decouples weight decay, as AdamW
-        **ADAM,
+        "--adam-betas": "(0.9, 0.999)",
+        "--adam-eps": "1e-8",
         "--weight-decay": size.weight_decay,
         "--clip-norm": size.clip,
         "--lr-scheduler": "fixed",
         "--lr": phase.learning_rate,
         "--warmup-updates": phase.warmup,
         "--max-update": phase.updates,
-        "--seed": run.seed,
+    }
+
+
+def _files(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
+    """What is written, and when; with what is looked at then."""
+    options = {
         "--save-dir": run.folder(phase.number),
         "--save-interval-updates": size.validation,
         "--keep-interval-updates": 1,
         "--log-format": "json",
         "--log-file": run.log(phase.number),
         "--log-interval": max(1, min(100, phase.updates // 20)),
-        "--num-workers": 0,
     }
-    if phase.number > 1:
-        options["--finetune-from-model"] = run.checkpoint(phase.number - 1)  # weights alone, the first time
-    flags = ["--no-epoch-checkpoints"]
-    if size.look == 0:
-        flags.append("--disable-validation")
-    elif size.look is not None:
+    if size.look:
         options["--max-valid-steps"] = size.look - 1  # fairseq takes one more than it is told
-    if run.half:
-        flags.append("--fp16")
-    if run.devices:
-        options["--distributed-world-size"] = run.devices
-    else:
-        flags.append("--cpu")
-    return [str(run.data), *(str(part) for pair in options.items() for part in pair), *flags]
+    return options
