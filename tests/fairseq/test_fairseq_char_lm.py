@@ -78,7 +78,9 @@ def test_a_phase_begins_with_the_weights_of_the_last(trained, tmp_path):
     with Progress(disable=True) as progress:
         phase = frozen.phase(2)
         training.train(phases.arguments(frozen, phase, run), run.log(2), 1, progress, "phase 2")
-        assert re.fullmatch(r"phase 2 .*\d\.\d+, development \d\.\d+ bits.*", progress.tasks[0].description)
+        bar = progress.tasks[0]
+    assert re.fullmatch(r"phase 2 \[dim\]training \d\.\d{3}, development \d\.\d{3}\[/dim\]", bar.description)
+    assert bar.completed == bar.total == 1
     one, two = weights(run.checkpoint(1)), weights(run.checkpoint(2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -118,19 +118,20 @@ def _own_state(log: Path) -> Iterator[None]:
 def _followed(log: Path, updates: int, progress: Progress, title: str) -> Iterator[None]:
     """A bar that follows the log, which is also where the processes of several devices report."""
     task = progress.add_task(title, total=updates)
-    done, bits, position = threading.Event(), "", log.stat().st_size if log.exists() else 0
+    done, position = threading.Event(), 0
+    latest: dict[str, Record] = {}
 
     def look() -> None:
         """Read what is new: the log of a long training is large."""
-        nonlocal bits, position
+        nonlocal position
         text = _lines_from(log, position)
         position += len(text)
-        training, development = _curves(text.decode("utf8"))
-        if development:
-            bits = f", development {development[-1]['bits']:.3f}"
-        if training:
-            now = f"{title} [dim]{training[-1]['bits']:.3f}{bits} bits[/dim]"
-            progress.update(task, completed=training[-1]["update"], description=now)
+        for name, records in zip(("training", "development"), _curves(text.decode("utf8")), strict=True):
+            if records:
+                latest[name] = records[-1]
+        bits = ", ".join(f"{name} {record['bits']:.3f}" for name, record in latest.items())
+        update = max((record["update"] for record in latest.values()), default=0)
+        progress.update(task, completed=update, description=f"{title} [dim]{bits}[/dim]")
 
     def follow() -> None:
         while not done.wait(1.0):
@@ -140,7 +141,6 @@ def _followed(log: Path, updates: int, progress: Progress, title: str) -> Iterat
     follower.start()
     try:
         yield
-        progress.update(task, completed=updates)
     finally:
         done.set()
         follower.join()
