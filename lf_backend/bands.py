@@ -347,26 +347,24 @@ def apart(bands: Iterable[Band]) -> tuple[Band, ...] | None:
 def _without(band: Band, other: Band) -> list[Band] | None:
     """What the band shows and the other does not, on its two sides; None if that is not two bands."""
     heads = range(max(len(band.dilations), len(other.dilations)))
-    if any(band.dilation(head) % other.dilation(head) for head in heads):
-        return None
     ratios = [(other.dilation(head), band.dilation(head)) for head in heads]
     backs, aheads = (
         {None if reach is None else reach * finer // coarser for finer, coarser in ratios}
         for reach in (other.left, other.right)
     )
-    if len(backs) > 1 or len(aheads) > 1:
+    if any(coarser % finer for finer, coarser in ratios) or len(backs) > 1 or len(aheads) > 1:
         return None
     (back,), (ahead,) = backs, aheads
     sides = []
     if back is not None:
-        sides.append(
-            Band(band.left, -back - 1 if band.right is None else min(band.right, -back - 1), band.dilations)
-        )
+        sides.append(Band(band.left, _least(band.right, -back - 1), band.dilations))
     if ahead is not None:
-        sides.append(
-            Band(-ahead - 1 if band.left is None else min(band.left, -ahead - 1), band.right, band.dilations)
-        )
+        sides.append(Band(_least(band.left, -ahead - 1), band.right, band.dilations))
     return [side for side in sides if (taps := side.taps()) is None or taps > 0]
+
+
+def _least(reach: int | None, limit: int) -> int:
+    return limit if reach is None else min(reach, limit)
 
 
 def looks_ahead(union: Iterable[Conjunction]) -> bool:
