@@ -1,5 +1,6 @@
 """Settings of the integration's tests, and what fairseq itself warns of or has lost."""
 
+import logging
 import types
 import warnings
 from importlib.util import find_spec
@@ -49,3 +50,14 @@ def _one_thread():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_logs_are_kept():
+    """fairseq-preprocess leaves its log file to the process, and its folder may be gone by then."""
+    yield
+    for logger in list(logging.root.manager.loggerDict.values()):
+        for handler in list(getattr(logger, "handlers", ())):
+            if isinstance(handler, logging.FileHandler):
+                logger.removeHandler(handler)
+                handler.close()
