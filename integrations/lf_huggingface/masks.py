@@ -17,7 +17,7 @@ from torch import Tensor
 from lf_backend.errors import UnsupportedError
 from lf_huggingface.plans import Plan, encode, number, numbered
 from lf_huggingface.recognise import Unknown, meaning, traced_meaning
-from lf_huggingface.slots import Kept, positions
+from lf_huggingface.slots import Kept, Rolled, positions
 
 # These build masks, and then attend in code of their own.
 NOT_ROUTED = frozenset({"longformer", "led"})
@@ -83,7 +83,10 @@ def mask(
         _check_kept(numbered(place), int(q_offset) - kv_offset)
     queries = torch.arange(q_length, device=device) + q_offset
     keys = positions(kv_length, kv_offset, device)
+    empty, keys = (keys < 0)[None], keys.clamp(min=0)
     hidden = None if attention_mask is None else _padding(attention_mask, keys)
+    if isinstance(kv_offset, Rolled):
+        hidden = empty if hidden is None else hidden | empty
     if found.pattern.is_causal and not aligned:
         unwritten = (keys > queries[-1])[None]
         hidden = unwritten if hidden is None else hidden | unwritten

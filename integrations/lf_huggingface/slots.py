@@ -7,7 +7,7 @@ one layout, in which slots are as far from each other as positions are, wherever
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,12 +32,28 @@ class Kept(int):
         return made
 
 
+class Rolled(Kept):
+    """`kv_offset` of a static `WindowCache`, whose window has `reach` slots, empty ones in front.
+
+    Attributes:
+        first: position of the first slot, below 0 if it is empty; an int before the first token.
+    """
+
+    first: Tensor | int
+
+    def __new__(cls, seen: Tensor | int, reach: int, sinks: tuple[int, ...]) -> Rolled:
+        made: Any = super().__new__(cls, 0, sinks)
+        made.first = seen - reach
+        return made  # type: ignore[no-any-return]
+
+
 def positions(length: int, offset: int, device: torch.device | str) -> Tensor:
-    """Positions [K] of the keys that a cache returns."""
+    """Positions [K] of the keys that a cache returns; below 0 for an empty slot."""
     if not isinstance(offset, Kept):
         return torch.arange(length, device=device) + offset
     sinks = torch.tensor(offset.sinks, dtype=torch.int64, device=device)
-    return torch.cat([sinks, torch.arange(length - len(sinks), device=device) + int(offset)])
+    first = offset.first if isinstance(offset, Rolled) else int(offset)
+    return torch.cat([sinks, torch.arange(length - len(sinks), device=device) + first])
 
 
 class Laid(NamedTuple):

@@ -23,6 +23,7 @@ from lf_backend.pattern import Pattern
 from lf_huggingface import configured
 from lf_huggingface.routed import attention
 from lf_huggingface.slots import Kept
+from lf_huggingface.static_window import StaticWindowLayer
 
 
 class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -145,13 +146,15 @@ class WindowCache(Cache):
 
     Args:
         config: the model's, with `lf_attention`.
+        static: tensors of one place and size, for a compiled step; without assisted decoding.
 
     Raises:
         PatternError: no `lf_attention`, or one with a window that has no bound.
-        UnsupportedError: the model does not attend through this library, whose masks alone know this cache.
+        UnsupportedError: the model does not attend through this library, whose masks alone know this
+            cache; or a static cache of global tokens beyond the window.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, static: bool = False) -> None:
         config = config.get_text_config(decoder=True)
         name = config._attn_implementation
         if AttentionInterface._global_mapping.get(name) is not attention:
@@ -168,13 +171,15 @@ class WindowCache(Cache):
         if len(patterns) == 1:
             patterns *= config.num_hidden_layers
         sinks = tuple(sorted({at for pattern in patterns for at in pattern.global_positions}))
-        layers = [WindowLayer(_reach(pattern), sinks) for pattern in patterns]
+        kind: Any = StaticWindowLayer if static else WindowLayer
+        layers = [kind(_reach(pattern), sinks) for pattern in patterns]
         super().__init__(layers=list(layers))
         self._widest = max(layers, key=lambda layer: layer.reach)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Sizes for the layer with the widest window; the others take the mask's end (`plans.decode`)."""
-        return self._widest.get_mask_sizes(query_length)
+        sizes: tuple[int, int] = self._widest.get_mask_sizes(query_length)
+        return sizes
 
 
 def _reach(pattern: Pattern) -> int:
