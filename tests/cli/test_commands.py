@@ -37,7 +37,8 @@ def test_explain_prints_the_selection():
         "explain", "window(4, 4) | global(0)", *shape.split(), "--with", "backward", "--with", "key_padding"
     )
     assert result.exit_code == 0, result.output
-    first, second, *verdicts = result.output.splitlines()
+    first, second, *verdicts, row = result.output.splitlines()
+    assert row.startswith("nearest measured call: ")
     assert first == (
         "q [1, 4, 64, 8], k [1, 2, 80, 8], bfloat16; needs backward, global columns, "
         "grouped heads (H > Hkv), key padding, more keys than queries"
