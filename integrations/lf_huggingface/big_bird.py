@@ -42,13 +42,12 @@ if TYPE_CHECKING:
     from lf_backend.patching import Mark
 
 EVERYTHING = Window(None, None)
+DROPOUT = "lf_full_dropout"  # probability of dropout of upstream's full attention, to its block-sparse layers
 
 native = patterns.left_to_the_layer  # its last block depends on the length
 check = patterns.any_will_do
 
-# Probability of dropout where the running model sees a short input, which it attends to in full.
-_full: ContextVar[float | None] = ContextVar("lf_huggingface.big_bird.full", default=None)
-_running: ContextVar[bool] = ContextVar("lf_huggingface.big_bird.running", default=False)
+_running: ContextVar[bool] = ContextVar("lf_huggingface.big_bird", default=False)
 
 
 class BlockSparse(nn.Module):
@@ -80,13 +79,15 @@ class BlockSparse(nn.Module):
         Args:
             hidden_states: [B, N, E], N being whole blocks.
             to_mask: [B, 1, 1, N], 1 for a token, 0 for padding; the other masks say the same again.
+            kwargs: hold `DROPOUT` for a short input, which is attended to in full. As an argument it reaches
+                the second run of a gradient checkpoint too.
         """
         q, k, v = (
             heads.split(project(hidden_states), self.num_attention_heads)
             for project in (self.query, self.key, self.value)
         )
         padding = None if to_mask is None else to_mask[:, 0, 0] == 0
-        pattern, dropout_p = self.lf_mark.pattern, _full.get()
+        pattern, dropout_p = self.lf_mark.pattern, kwargs.get(DROPOUT)
         if pattern is not None:
             out = self._attend(q, k, v, pattern, padding, dropout_p=0.0)
         elif dropout_p is not None:
@@ -212,14 +213,13 @@ class ShortInFull(nn.Module):
         refuse_weights(kwargs.get("output_attentions", config.output_attentions), "BigBird")
         tokens = kwargs.get("inputs_embeds") if input_ids is None else input_ids
         limit = (5 + 2 * config.num_random_blocks) * config.block_size  # upstream's own
-        short = tokens is not None and tokens.shape[1] <= limit
-        full = _full.set(config.attention_probs_dropout_prob if short else None)
+        if tokens is not None and tokens.shape[1] <= limit:
+            kwargs[DROPOUT] = config.attention_probs_dropout_prob
         running = _running.set(True)
         try:
             return forward(input_ids, *args, **kwargs)
         finally:
             _running.reset(running)
-            _full.reset(full)
 
     def set_attention_type(self, value: str) -> None:
         """Not while patched. What upstream's own forward asks for at a short input, the layers do."""

@@ -120,15 +120,15 @@ def _out_of(delta: Tensor, grad_out: Tensor) -> tuple[Tensor, bool]:
     """An output whose product with grad_out [B, H, N, D] is delta [B, H, N], and whether there is one.
 
     The kernel knows delta, which is all that it uses of the output, by no other way. Ours may be another
-    one, where the log-sum-exp has a gradient or a sink takes part. Where grad_out is 0 it cannot be made.
+    one, where the log-sum-exp has a gradient or a sink takes part. Where grad_out is 0, or so small that the
+    dtype cannot hold the output, it cannot be made: then products of whole matrices do the work.
     """
     unit = grad_out.abs().amax(-1, keepdim=True).to(delta.dtype)
     direction = grad_out / unit.masked_fill(unit == 0, 1)
     length = direction.square().sum(-1, keepdim=True, dtype=delta.dtype) * unit
     wanted = delta[..., None]
-    exact = bool(((length > 0) | (wanted == 0)).all())
-    out = direction * (wanted / length.masked_fill(length == 0, 1))
-    return out.to(grad_out.dtype), exact
+    out = (direction * (wanted / length.masked_fill(length == 0, 1))).to(grad_out.dtype)
+    return out, bool((((length > 0) | (wanted == 0)) & out.isfinite()).all())
 
 
 def _dense_backward(call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:

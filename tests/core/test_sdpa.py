@@ -24,6 +24,20 @@ def test_gradients_of_the_log_sum_exp_alone_or_of_some_rows(pattern: lf.Pattern)
         torch.testing.assert_close(found["sdpa"], found["reference"])
 
 
+def test_an_output_that_the_dtype_cannot_hold() -> None:
+    """float16: gradients of the output so small beside that of the log-sum-exp that their quotient is inf."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 9, 8, dtype=torch.float16)
+    found = {}
+    for backend in ("sdpa", "reference"):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, lse = lf.attention(*leaves, EVERYTHING, return_lse=True, backend=backend)
+        torch.autograd.backward([out, lse], [torch.full_like(out, 1e-6), torch.ones_like(lse)])
+        found[backend] = [x.grad for x in leaves]
+    assert all(x.isfinite().all() for x in found["sdpa"])
+    torch.testing.assert_close(found["sdpa"], found["reference"])
+
+
 def reasons(pattern: lf.Pattern, n: int, m: int, **given: torch.Tensor) -> str:
     q, k = torch.empty(1, 2, n, 8, device="meta"), torch.empty(1, 2, m, 8, device="meta")
     found = lf.explain(q, k, k, pattern, machine=lf.Machine("cpu"), **given)

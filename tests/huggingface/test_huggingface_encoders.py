@@ -133,6 +133,22 @@ def test_training_big_bird_leaves_numpys_generator_alone() -> None:
     assert np.random.random() == want
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("length", [20, 60])
+@pytest.mark.parametrize("family", MAKES)
+def test_a_layer_run_again_by_a_gradient_checkpoint(family: str, length: int, reentrant: bool) -> None:
+    model = MAKES[family]().train()
+    lf.patch(model)
+    given = batch(model, length)
+    want = results(model, given, length)
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": reentrant})
+    got = results(model, given, length)
+    assert got.keys() == want.keys()
+    for name, x in want.items():
+        torch.testing.assert_close(got[name], x, msg=name)
+
+
 def test_heads_model_and_generation_run_patched() -> None:
     model = zoo.longt5("LongT5ForConditionalGeneration")
     given = {"input_ids": zoo.tokens(2, 40)}
