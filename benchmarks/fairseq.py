@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lf_backend as lf
 from benchmarks import record
 from benchmarks.record import Row
-from lf_backend.measure import Timing, interleaved, peak_bytes
+from lf_backend.measure import interleaved
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated", DeprecationWarning)
@@ -33,13 +33,7 @@ SYMBOLS = [chr(code) for code in range(97, 123)]
 
 
 def main() -> None:
-    parser = record.parser(__doc__, SECTIONS, repeats=3)
-    parser.add_argument("--layers", type=int, default=6, help="layers of the model")
-    options = parser.parse_args()
-    layers = {"layers": options.layers}
-    record.report(
-        options, SECTIONS, lambda section: (layers | row for row in section(options.repeats, options.layers))
-    )
+    record.by_layers(__doc__, SECTIONS, layers=6)
 
 
 def training(repeats: int, layers: int) -> Iterator[Row]:
@@ -66,7 +60,7 @@ def decoding(repeats: int, layers: int) -> Iterator[Row]:
         runs = {OURS: _step(ours, context), STOCK: _step(stock, context)}
         times = interleaved(runs, 5 * repeats)
         flat = flat or times[OURS]
-        for row in _rows(f"context {context:,}", times):
+        for row in record.compared(f"context {context:,}", times, OURS):
             yield row | ({"times the first": times[OURS].median / flat.median} if row["name"] == OURS else {})
 
 
@@ -84,16 +78,9 @@ def _training(repeats: int, layers: int, attention_dropout: float) -> Iterator[R
     lf.patch(ours, lf.Window.causal(WINDOW))
     tokens = _tokens(LENGTH)
     runs = {OURS: _training_step(ours, tokens), STOCK: _training_step(stock, tokens)}
-    yield from _rows("training step", interleaved(runs, repeats, warmup=1))
+    yield from record.compared("training step", interleaved(runs, repeats, warmup=1), OURS)
     stock.decoder._future_mask = torch.empty(0)  # that of the timed steps; fairseq keeps it from its first on
-    peaks = {name: peak_bytes(run) for name, run in runs.items()}
-    for name, peak in peaks.items():
-        yield {
-            "work": "training step",
-            "name": name,
-            "peak MiB": peak / 2**20,
-            "of stock": peak / peaks[STOCK],
-        }
+    yield from record.peaks("training step", runs, STOCK)
 
 
 def _model(layers: int, attention_dropout: float) -> Any:
@@ -163,13 +150,6 @@ def _step(model: Any, context: int) -> Callable[[], Tensor]:
             return model.decoder(tokens, incremental_state=state)[0]  # type: ignore[no-any-return]
 
     return run
-
-
-def _rows(work: str, times: Mapping[str, Timing]) -> Iterator[Row]:
-    for name, time in times.items():
-        row: Row = {"work": work, "name": name, "ms": time.median * 1e3}
-        row |= {"p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
-        yield {**row, "times as long": time.median / times[OURS].median}
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ def _small(pattern: lf.Pattern) -> lf.Pattern:
     """A pattern of the same kind for 40 positions."""
     (band,) = pattern.lowered.bands
     left, right = (min(reach or 0, 9) for reach in (band.left, band.right))
-    window = lf.Window(left, right, band.dilations if len(band.dilations) > 1 else band.dilations[0])
+    window = lf.Window.of(replace(band, left=left, right=right))
     positions = [position for position in pattern.lowered.positions if position < 40]
     return window | lf.Global(*positions) if positions else window
 

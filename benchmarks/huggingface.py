@@ -18,20 +18,14 @@ import lf_backend as lf
 import lf_huggingface
 from benchmarks import record
 from benchmarks.record import Row
-from lf_backend.measure import Timing, interleaved, peak_bytes
+from lf_backend.measure import interleaved
 
 OURS, STOCK = "lf_backend", "Hugging Face"
 WINDOW, CONTEXT = 1024, 32768
 
 
 def main() -> None:
-    parser = record.parser(__doc__, SECTIONS, repeats=3)
-    parser.add_argument("--layers", type=int, default=3, help="layers of each model")
-    options = parser.parse_args()
-    layers = {"layers": options.layers}
-    record.report(
-        options, SECTIONS, lambda section: (layers | row for row in section(options.repeats, options.layers))
-    )
+    record.by_layers(__doc__, SECTIONS, layers=3)
 
 
 def longformer(repeats: int, layers: int) -> Iterator[Row]:
@@ -48,7 +42,7 @@ def longformer(repeats: int, layers: int) -> Iterator[Row]:
     yield from _compared("forward", forward, repeats, alone)
     runs = {OURS: _step(patched, batch), STOCK: _step(stock, batch)}
     yield from _compared("training step", runs, repeats)
-    yield from _peaks("training step", runs)
+    yield from record.peaks("training step", runs, STOCK)
 
 
 def led(repeats: int, layers: int) -> Iterator[Row]:
@@ -63,7 +57,7 @@ def led(repeats: int, layers: int) -> Iterator[Row]:
     batch = _batch(16384, is_global=True)
     runs = {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}
     yield from _compared("forward", runs, repeats)
-    yield from _peaks("forward", runs)
+    yield from record.peaks("forward", runs, STOCK)
 
 
 def encoders(repeats: int, layers: int) -> Iterator[Row]:
@@ -93,7 +87,7 @@ def encoders(repeats: int, layers: int) -> Iterator[Row]:
         )
         runs = {OURS: _step(patched, batch), STOCK: _step(stock, batch)}
         yield from _compared(f"{name}, training step", runs, repeats)
-        yield from _peaks(f"{name}, training step", runs)
+        yield from record.peaks(f"{name}, training step", runs, STOCK)
 
 
 def modernbert(repeats: int, layers: int) -> Iterator[Row]:
@@ -123,7 +117,7 @@ def decoding(repeats: int, layers: int) -> Iterator[Row]:
         }
         runs = {OURS: _token(ours, caches[OURS]), STOCK: _token(stock, caches[STOCK])}
         times = interleaved(runs, 5 * repeats)
-        yield from _rows(f"context {context:,}", times, times[OURS])
+        yield from record.compared(f"context {context:,}", times, OURS)
         for name, cache in caches.items():
             kept = cache.layers[0].keys.untyped_storage().nbytes() / 2**20
             yield {"work": f"context {context:,}", "name": name, "keys, MiB": kept}
@@ -209,20 +203,7 @@ def _compared(
     if not difference < 1e-3:
         raise SystemExit(f"{work}: differs by {difference:.2g} of the largest value; no time is measured")
     times = interleaved({**runs, **(others or {})}, repeats, warmup=1)
-    yield from _rows(work, times, times[OURS])
-
-
-def _rows(work: str, times: Mapping[str, Timing], unit: Timing) -> Iterator[Row]:
-    for name, time in times.items():
-        row: Row = {"work": work, "name": name, "ms": time.median * 1e3}
-        row |= {"p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
-        yield {**row, "times as long": time.median / unit.median}
-
-
-def _peaks(work: str, runs: Mapping[str, Callable[[], Tensor]]) -> Iterator[Row]:
-    peaks = {name: peak_bytes(run) for name, run in runs.items()}
-    for name, peak in peaks.items():
-        yield {"work": work, "name": name, "peak MiB": peak / 2**20, "of stock": peak / peaks[STOCK]}
+    yield from record.compared(work, times, OURS)
 
 
 if __name__ == "__main__":

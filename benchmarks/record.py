@@ -6,7 +6,7 @@ import argparse
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lf_backend
+from lf_backend.measure import Function, Timing, peak_bytes
 
 Row = dict[str, Any]
 Section = Callable[..., Iterable[Row]]
@@ -60,6 +61,33 @@ def report(
         console.print(table(f"{name}: {(sections[name].__doc__ or '').strip()}", found))
     if options.save:
         console.print(f"saved {save(options.save, rows)}")
+
+
+def by_layers(doc: str | None, sections: Mapping[str, Section], layers: int) -> None:
+    """The command of sections that take repeats and a number of layers, `layers` unless asked."""
+    found = parser(doc, sections, repeats=3)
+    found.add_argument("--layers", type=int, default=layers, help="layers of each model")
+    options = found.parse_args()
+
+    def run(section: Section) -> Iterator[Row]:
+        return ({"layers": options.layers, **row} for row in section(options.repeats, options.layers))
+
+    report(options, sections, run)
+
+
+def compared(work: str, times: Mapping[str, Timing], unit: str) -> Iterator[Row]:
+    """Times of the same work, and how many times as long as `unit` each takes."""
+    for name, time in times.items():
+        row: Row = {"work": work, "name": name, "ms": time.median * 1e3}
+        row |= {"p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
+        yield {**row, "times as long": time.median / times[unit].median}
+
+
+def peaks(work: str, runs: Mapping[str, Function], stock: str) -> Iterator[Row]:
+    """Peak memory of the same work, and the share of the stock one's."""
+    found = {name: peak_bytes(run) for name, run in runs.items()}
+    for name, peak in found.items():
+        yield {"work": work, "name": name, "peak MiB": peak / 2**20, "of stock": peak / found[stock]}
 
 
 def save(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:

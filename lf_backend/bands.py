@@ -281,6 +281,14 @@ class Lowered:
         """Visible pairs of one head, the queries being the last `n` of `m` positions."""
         return _pairs(self, n, m, head)
 
+    @property
+    def reach(self) -> int | None:
+        """How many positions before a query it reaches, global tokens apart; None without a bound."""
+        spans = [band.span()[0] for band in self.bands]
+        if self.others or None in spans:
+            return None
+        return max([0, *(span for span in spans if span is not None)])  # no `default`: torch.compile reads it
+
     def window(self, m: int) -> int:
         """The most keys, of `m`, that one window shows a query."""
         return max((min(m, 1 + sum(band.clipped(m))) for band in self.bands), default=0)
@@ -324,47 +332,6 @@ def _intersected(parts: Conjunction) -> tuple[Band | None, list[Form]]:
         if band is not None and isinstance(part, Band):
             band = band.intersect(part)
     return band, [part for part in parts if not isinstance(part, Band)]
-
-
-def apart(bands: Iterable[Band]) -> tuple[Band, ...] | None:
-    """Bands that share no pair and show what these show between them; None if no bands can.
-
-    A reach may be negative: such a band ends before the query, or begins after it. Bands can be taken apart
-    where, in every head, the larger dilation is a multiple of the smaller and the same steps are common.
-    """
-    found: list[Band] = []
-    for band in sorted(bands, key=lambda band: max(band.dilations)):
-        pieces = [band]
-        for earlier in found:
-            cuts = [_without(piece, earlier) for piece in pieces]
-            pieces = [piece for cut in cuts for piece in cut or ()]
-            if None in cuts:
-                return None
-        found += pieces
-    return tuple(found)
-
-
-def _without(band: Band, other: Band) -> list[Band] | None:
-    """What the band shows and the other does not, on its two sides; None if that is not two bands."""
-    heads = range(max(len(band.dilations), len(other.dilations)))
-    ratios = [(other.dilation(head), band.dilation(head)) for head in heads]
-    backs, aheads = (
-        {None if reach is None else reach * finer // coarser for finer, coarser in ratios}
-        for reach in (other.left, other.right)
-    )
-    if any(coarser % finer for finer, coarser in ratios) or len(backs) > 1 or len(aheads) > 1:
-        return None
-    (back,), (ahead,) = backs, aheads
-    sides = []
-    if back is not None:
-        sides.append(Band(band.left, _least(band.right, -back - 1), band.dilations))
-    if ahead is not None:
-        sides.append(Band(_least(band.left, -ahead - 1), band.right, band.dilations))
-    return [side for side in sides if (taps := side.taps()) is None or taps > 0]
-
-
-def _least(reach: int | None, limit: int) -> int:
-    return limit if reach is None else min(reach, limit)
 
 
 def looks_ahead(union: Iterable[Conjunction]) -> bool:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Gradients, accumulation_dtype
-from lf_backend.bands import Lowered, apart
+from lf_backend.bands import Lowered
+from lf_backend.disjoint import disjoint
 from lf_backend.errors import BuildError, UnsupportedError
 from lf_backend.globals import Rows, positions
 from lf_backend.notation import parse
@@ -179,7 +180,7 @@ def _pattern_needs(lowered: Lowered) -> frozenset[Feature]:
         (Feature.DILATION_PER_HEAD, any(len(steps) > 1 for steps in dilations)),
         (Feature.UNLIMITED_REACH, any(band.taps() is None for band in lowered.bands)),
         (Feature.SEVERAL_WINDOWS, len(lowered.bands) > 1),
-        (Feature.CROSSING_WINDOWS, apart(lowered.bands) is None),
+        (Feature.CROSSING_WINDOWS, disjoint(lowered.bands) is None),
         (Feature.GLOBAL_COLUMNS, bool(lowered.positions)),
         (Feature.PREDICATE, bool(lowered.others)),
     )

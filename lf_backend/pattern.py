@@ -244,6 +244,11 @@ class Window(Term):
         """The last `n` keys, self included, and nothing ahead."""
         return cls(integer("n", n, 1) - 1, 0, _dilation(dilation))
 
+    @classmethod
+    def of(cls, band: Band) -> Window:
+        """The window that a band of a lowered pattern is."""
+        return cls(band.left, band.right, band.dilations if len(band.dilations) > 1 else band.dilations[0])
+
     @property
     def form(self) -> Band:
         return Band(self.left, self.right, _tuple(self.dilation))

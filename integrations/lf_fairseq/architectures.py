@@ -49,6 +49,12 @@ class _TwoSided:
     """What models with an encoder and a decoder share."""
 
     @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """fairseq's options and ours."""
+        super().add_args(parser)  # type: ignore[misc]
+        options.add(parser, TWO_SIDED)
+
+    @classmethod
     def build_model(cls, args: Any, task: Any) -> Any:
         """fairseq's, patched."""
         model = super().build_model(args, task)  # type: ignore[misc]
@@ -62,22 +68,10 @@ class _TwoSided:
 class SparseTransformer(_TwoSided, stacks.TransformerModel):
     """For translation and summarisation. Encoder-decoder attention stays dense."""
 
-    @staticmethod
-    def add_args(parser: Any) -> None:
-        """fairseq's options and ours."""
-        stacks.TransformerModel.add_args(parser)
-        options.add(parser, TWO_SIDED)
-
 
 @register_model("bart_lf")
 class SparseBART(_TwoSided, stacks.BARTModel):
     """BART. Encoder-decoder attention stays dense."""
-
-    @staticmethod
-    def add_args(parser: Any) -> None:
-        """fairseq's options and ours."""
-        stacks.BARTModel.add_args(parser)
-        options.add(parser, TWO_SIDED)
 
 
 @register_model("roberta_lf")

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lf_backend.bands import Band
 from lf_backend.errors import UnsupportedError
 from lf_backend.pattern import Causal, Global, Pattern, Window, intersection, union
 from lf_fairseq import marks, positions
@@ -102,7 +101,7 @@ class Buffer:
         padded = None if self.mask is None else marks.padded(self.mask)
         marked = None if self.mask is None else marks.marked(self.mask)
         if self.is_whole:
-            seen = positions.within(pattern, self.length) if marked is None else positions.apart(pattern)
+            seen = positions.within(pattern, self.length) if marked is None else positions.unplaced(pattern)
             return Laid(self.keys, self.values, seen, padded, marked)
         if queries == 1 and {step for band in pattern.lowered.bands for step in band.dilations} == {1}:
             return Laid(self.keys, self.values, Causal(), padded)  # all that is here, one query sees
@@ -113,7 +112,7 @@ class Buffer:
 
     def trimmed(self, pattern: Pattern) -> Buffer:
         """Without what no later position sees."""
-        reach, slots, kept = reach_of(pattern), self.keys.shape[2], len(self.kept)
+        reach, slots, kept = pattern.lowered.reach, self.keys.shape[2], len(self.kept)
         if reach is None or self._awaits(pattern):
             return self
         stop = slots - reach  # of the slots that may go
@@ -171,19 +170,6 @@ class Buffer:
         return mask, torch.full((batch,), self.length, device=device)
 
 
-def reach_of(pattern: Pattern) -> int | None:
-    """How many positions before a query its windows reach, None if there is no bound."""
-    spans = [band.span()[0] for band in pattern.lowered.bands]
-    if None in spans or pattern.lowered.others:
-        return None
-    return max((span for span in spans if span is not None), default=0)
-
-
 def windows(pattern: Pattern) -> Pattern:
     """The causal windows of a pattern of windows and global tokens, for keys that are marked."""
-    bands = (Window(band.left, band.right, _dilation(band)) for band in pattern.lowered.bands)
-    return intersection(union(*bands, Global()), Causal())
-
-
-def _dilation(band: Band) -> int | tuple[int, ...]:
-    return band.dilations if len(band.dilations) > 1 else band.dilations[0]
+    return intersection(union(*map(Window.of, pattern.lowered.bands), Global()), Causal())

@@ -36,7 +36,7 @@ def whole(k: Tensor, v: Tensor, pattern: Pattern, mask: Tensor | None) -> Laid:
         check_movable(pattern)
         placed = positions.at_ranks(pattern.global_positions, padded)
         marked = placed if marked is None else marked | placed
-    return Laid(k, v, positions.apart(pattern), padded, marked)
+    return Laid(k, v, positions.unplaced(pattern), padded, marked)
 
 
 def check_movable(pattern: Pattern) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,7 @@ def _check_back(pattern: Pattern, where: str) -> None:
     """Raise PatternError for a window that looks ahead: in a causal model half of it would be lost."""
     for band in pattern.lowered.bands:
         if band.right != 0:
-            dilation = band.dilations if len(band.dilations) > 1 else band.dilations[0]
-            meant, got = Window(band.left, 0, dilation), Window(band.left, band.right, dilation)
+            meant, got = Window.of(replace(band, right=0)), Window.of(band)
             raise PatternError(
                 f"{where}: a window without steps ahead wanted in a causal model, got {got}; "
                 f"for the same reach back write {meant}"

@@ -22,7 +22,7 @@ def within(pattern: Pattern, length: int) -> Pattern:
     return _within(pattern, length)
 
 
-def apart(pattern: Pattern) -> Pattern:
+def unplaced(pattern: Pattern) -> Pattern:
     """The pattern without its global positions, for keys that are marked instead."""
     return _within(pattern, 0) if pattern.global_positions else pattern
 

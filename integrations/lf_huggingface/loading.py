@@ -18,7 +18,7 @@ from typing import Any
 import lf_backend as lf
 from lf_backend.errors import PatchError
 from lf_backend.pattern import Pattern
-from lf_huggingface.plan import HuggingFace
+from lf_huggingface.plan import is_known
 
 
 class AutoPatch:
@@ -34,8 +34,7 @@ class AutoPatch:
 
         def post_init(model: Any) -> None:
             self._stock(model)
-            known = HuggingFace().plan(model, None)
-            if known and not any("lf_mark" in vars(module) for module in model.modules()):
+            if is_known(model) and not any("lf_mark" in vars(module) for module in model.modules()):
                 lf.patch(model, pattern, backend=backend)
 
         post_init.lf_auto_patch = self  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from lf_huggingface.recognise import Unknown, meaning, traced_meaning
 from lf_huggingface.slots import Kept, Rolled, positions
 
 # These build masks, and then attend in code of their own.
-NOT_ROUTED = frozenset({"longformer", "led"})
+NOT_ROUTED = frozenset({"longformer", "led", "big_bird"})
 
 _said: set[str] = set()
 
@@ -103,8 +103,8 @@ def _padding(attention_mask: Tensor, keys: Tensor) -> Tensor:
 def _check_kept(plan: Plan, kept: int) -> None:
     """Raise UnsupportedError if a layer's pattern needs keys that a sliding cache has dropped."""
     for pattern in plan.layers or (plan.pattern,):
-        spans = [band.span()[0] for band in pattern.lowered.bands]
-        if pattern.global_positions or any(span is None or span > kept for span in spans):
+        reach = pattern.lowered.reach
+        if pattern.global_positions or reach is None or reach > kept:
             raise UnsupportedError(
                 f"past_key_values: a cache that keeps what {pattern} needs wanted, got one that keeps the "
                 f"last {kept} keys; give it lf_huggingface.WindowCache(model.config)"

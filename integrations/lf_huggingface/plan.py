@@ -131,10 +131,7 @@ class HuggingFace(Adapter):
     def plan(self, model: nn.Module, pattern: Patterns) -> Sequence[Swap]:
         """See `Adapter`. A list of patterns is one per layer of each encoder found."""
         return [
-            swap
-            for family in FAMILIES
-            if any(_is(module, family.upstream, family.attention) for module in model.modules())
-            for swap in _swaps(family, model, pattern)
+            swap for family in FAMILIES if _holds(model, family) for swap in _swaps(family, model, pattern)
         ]
 
     def refusal(self, model: nn.Module) -> str:
@@ -158,6 +155,15 @@ _UNFIT = {
     "LongT5TransientGlobalAttention": "its side tokens have a bias of their own, which the operator has not; "
     "encoder_attention_type='local' fits",
 }
+
+
+def is_known(model: nn.Module) -> bool:
+    """Whether there is something to patch in a model; without importing transformers."""
+    return any(_holds(model, family) for family in FAMILIES)
+
+
+def _holds(model: nn.Module, family: Family) -> bool:
+    return any(_is(module, family.upstream, family.attention) for module in model.modules())
 
 
 def _swaps(family: Family, model: nn.Module, pattern: Patterns) -> Iterator[Swap]:
@@ -208,9 +214,8 @@ class _Layer:
         """What the report says about it."""
         notes = [_ALONE] if self.root is None else []
         notes += [family.note] if family.root not in family.others else []
-        notes += (
-            patterns.unknown_upstream(self.module.config) if asked is None and family.layers_alone else []
-        )
+        if asked is None and family.layers_alone:
+            notes += patterns.unknown_upstream(self.module.config)
         return "; ".join(notes)
 
 

@@ -178,7 +178,7 @@ def placed(pattern: Pattern, positions: tuple[int, ...] = ()) -> str:
 def _placed(pattern: Pattern, positions: tuple[int, ...]) -> Pattern:
     if pattern.lowered.others:
         raise UnsupportedError(f"a pattern of windows and global tokens wanted, got {pattern}")
-    windows = [Window(b.left, b.right, _plain(b.dilations)) for b in pattern.lowered.bands]
+    windows = map(Window.of, pattern.lowered.bands)
     joined = union(*windows, Global(*positions))
     return intersection(joined, Causal()) if pattern.is_causal else joined
 
@@ -189,7 +189,3 @@ def within(pattern: Pattern, length: int) -> str:
         return pattern.text
     text: str = placed(pattern, tuple(at for at in pattern.global_positions if at < length))
     return text
-
-
-def _plain(dilations: tuple[int, ...]) -> int | tuple[int, ...]:
-    return dilations if len(dilations) > 1 else dilations[0]

@@ -17,9 +17,9 @@ from lf_backend.upstream import Upstream
 TRANSFORMERS = Upstream("transformers", tested="5.17 to 5.23")
 
 
-def check_forward(upstream: type[nn.Module], like: type[nn.Module]) -> None:
-    """Raise PatchError unless upstream's `forward` takes the parameters of `like`'s."""
-    TRANSFORMERS.check_call(upstream.forward, like.forward, f"{upstream.__name__}.forward")
+def check_forward(upstream: type[nn.Module], ours: type[nn.Module]) -> None:
+    """Raise PatchError unless upstream's `forward` takes the parameters of ours."""
+    TRANSFORMERS.check_call(upstream.forward, ours.forward, f"{upstream.__name__}.forward")
 
 
 def like(forward: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:

@@ -78,10 +78,9 @@ def with_sinks(k: Tensor, v: Tensor, pattern: Pattern, mask: Mask) -> Laid:
 def rolled(k: Tensor, v: Tensor, pattern: Pattern, mask: Mask) -> Laid:
     """Keys [B, Hkv, K, D] of a static cache: as many as a window can reach, the queries' own last."""
     queries, slots = mask.queries.shape[1], k.shape[2]
-    spans = [band.span()[0] for band in pattern.lowered.bands]
-    length = slots
-    if not pattern.global_positions and None not in spans:
-        length = min(slots, max(span for span in spans if span is not None) + queries)
+    reach, length = pattern.lowered.reach, slots
+    if not pattern.global_positions and reach is not None:
+        length = min(slots, reach + queries)
     end = mask.queries[0, -1] + 1
     index = torch.arange(length, device=k.device) + end - length
     before = index < 0

@@ -183,7 +183,7 @@ class WindowCache(Cache):
 
 
 def _reach(pattern: Pattern) -> int:
-    spans = [band.span()[0] for band in pattern.lowered.bands]
-    if any(span is None for span in spans) or pattern.lowered.others:
+    reach = pattern.lowered.reach
+    if reach is None:
         raise PatternError(f"lf_attention: windows with a bound wanted for a WindowCache, got {pattern}")
-    return max((span for span in spans if span is not None), default=0)
+    return reach

@@ -210,6 +210,9 @@ CASES: dict[str, Case] = {
     ),
     "two windows": replace(_BASE, pattern=Window(2, 2) | Window(4, 4, dilation=3), queries=70),
     "windows that overlap": replace(_BASE, pattern=Window(6, 0) | Window(2, 2)),
+    "a window, and a dilation beyond the sequence": replace(
+        _BASE, pattern=Window(2, 2) | Window(3, 3, dilation=50)
+    ),
     "windows that cross": replace(_BASE, pattern=Window(4, 4, dilation=2) | Window(3, 3, dilation=3)),
     "several windows, global tokens, padding": replace(
         _BASE,

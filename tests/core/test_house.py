@@ -27,7 +27,7 @@ LAYERS = (
     ("errors", "integers", "optional", "constants"),
     ("spans",),
     ("bands",),
-    ("blockmap",),
+    ("blockmap", "disjoint"),
     ("interchange",),
     ("pattern",),
     ("predicate", "terms"),

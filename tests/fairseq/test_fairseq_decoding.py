@@ -7,7 +7,7 @@ from fairseq_zoo import build, dictionary, tokens
 import lf_backend as lf
 from lf_backend.errors import UnsupportedError
 from lf_fairseq import set_global_tokens
-from lf_fairseq.buffer import Buffer, reach_of
+from lf_fairseq.buffer import Buffer
 
 PAD = dictionary().pad()
 LENGTH = 40
@@ -149,4 +149,4 @@ def test_a_global_token_that_comes_too_late_is_an_error():
     [("window(3, 0, dilation=[1, 4])", 12), ("causal()", None), ("strided(4)", None), ("global(1)", 0)],
 )
 def test_reach(pattern, reach):
-    assert reach_of(lf.parse(pattern) & lf.Causal()) == reach
+    assert (lf.parse(pattern) & lf.Causal()).lowered.reach == reach

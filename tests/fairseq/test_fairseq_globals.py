@@ -103,10 +103,10 @@ def test_patterns_without_their_positions():
     pattern = (lf.Window(3, 0) | lf.Global(0, 7)) & lf.Causal()
     assert positions.within(pattern, 8) is pattern
     assert positions.within(pattern, 5) == (lf.Window(3, 0) | lf.Global(0)) & lf.Causal()
-    assert positions.apart(pattern) == (lf.Window(3, 0) | lf.Global()) & lf.Causal()
-    assert positions.apart(lf.Window(3, 0)) == lf.Window(3, 0)
+    assert positions.unplaced(pattern) == (lf.Window(3, 0) | lf.Global()) & lf.Causal()
+    assert positions.unplaced(lf.Window(3, 0)) == lf.Window(3, 0)
     named = lf.parse("streaming(2, 4)")
-    assert positions.apart(named).global_positions == ()
+    assert positions.unplaced(named).global_positions == ()
 
 
 def test_positions_that_padding_cannot_move_are_refused():

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lf_backend.bands import Band, apart
+from lf_backend.bands import Band
+from lf_backend.disjoint import disjoint
 
 M = 24
 reach = st.one_of(st.none(), st.integers(0, 9))
@@ -28,19 +29,19 @@ def counts(found: tuple[Band, ...]) -> torch.Tensor:
 
 @given(bands())
 def test_every_pair_once(given_bands: tuple[Band, ...]) -> None:
-    found = apart(given_bands)
+    found = disjoint(given_bands)
     if found is not None:
         assert torch.equal(counts(found), counts(given_bands).clamp(max=1))
 
 
-def test_which_bands_can_be_taken_apart() -> None:
-    strided = apart((Band(8, 0, (1,)), Band(None, 0, (8,))))
+def test_which_bands_can_be_taken_disjoint() -> None:
+    strided = disjoint((Band(8, 0, (1,)), Band(None, 0, (8,))))
     assert strided == (Band(8, 0, (1,)), Band(None, -2, (8,)))
-    assert apart((Band(6, 0, (1,)), Band(2, 2, (1,)))) == (Band(6, 0, (1,)), Band(-1, 2, (1,)))
-    assert apart((Band(9, 9, (1,)), Band(2, 2, (3,)))) == (Band(9, 9, (1,)),)
-    assert apart((Band(4, 4, (2,)), Band(4, 4, (3,)))) is None
-    assert apart((Band(4, 4, (1,)), Band(4, 4, (2, 8)))) is None
-    assert apart((Band(1, 1, (1, 2)), Band(9, 5, (2, 4)))) == (
+    assert disjoint((Band(6, 0, (1,)), Band(2, 2, (1,)))) == (Band(6, 0, (1,)), Band(-1, 2, (1,)))
+    assert disjoint((Band(9, 9, (1,)), Band(2, 2, (3,)))) == (Band(9, 9, (1,)),)
+    assert disjoint((Band(4, 4, (2,)), Band(4, 4, (3,)))) is None
+    assert disjoint((Band(4, 4, (1,)), Band(4, 4, (2, 8)))) is None
+    assert disjoint((Band(1, 1, (1, 2)), Band(9, 5, (2, 4)))) == (
         Band(1, 1, (1, 2)), Band(9, -1, (2, 4)), Band(-1, 5, (2, 4)),
     )  # fmt: skip
-    assert apart(()) == ()
+    assert disjoint(()) == ()

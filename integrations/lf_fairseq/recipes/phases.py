@@ -109,52 +109,43 @@ def _laptop(phase: int) -> lf.schedules.Schedule:
     return lf.schedules.dilated(lf.schedules.growing(6, 8 * factor, 64 * factor), (1, 1, 1, 2, 3, 4), heads=4)
 
 
-SIZES = {
-    size.name: size
-    for size in (
-        Size(
-            name="small",
-            arch="longformer_lm_small",
-            schedule=lambda phase: lf.schedules.longformer_lm("small", phase),
-            lengths=(2048, 4096, 8192, 16384, 23040),
-            batches=(32, 32, 16, 16, 16),
-            sequences=(4, 2, 1, 1, 1),
-            updates=(430_000, 50_000, 50_000, 35_000, 5_000),
-            learning_rate=2.5e-4,
-            evaluation=(32_256, 512),
-            validation=2_000,
-            block=1024,
-        ),
-        Size(
-            name="large",
-            arch="longformer_lm_large",
-            schedule=lambda phase: lf.schedules.longformer_lm("large", phase),
-            lengths=(2048, 4096, 8192, 16384, 23040),
-            batches=(32, 32, 16, 16, 16),
-            sequences=(4, 2, 1, 1, 1),
-            updates=(350_000, 25_000, 10_000, 5_000, 5_000),
-            learning_rate=2.5e-4,
-            evaluation=(32_256, 512),
-            validation=1_000,
-            block=1024,
-        ),
-        Size(
-            name="laptop",
-            arch="longformer_lm_laptop",
-            schedule=_laptop,
-            lengths=(256, 512, 1024, 2048, 4096),
-            batches=(16, 8, 4, 2, 1),
-            sequences=(16, 8, 4, 2, 1),
-            updates=(300, 60, 50, 40, 20),
-            learning_rate=2e-3,
-            evaluation=(4096, 2048),
-            evaluated=65_536,
-            validation=100,
-            look=8,
-            block=0,
-        ),
-    )
-}
+SMALL = Size(
+    name="small",
+    arch="longformer_lm_small",
+    schedule=lambda phase: lf.schedules.longformer_lm("small", phase),
+    lengths=(2048, 4096, 8192, 16384, 23040),
+    batches=(32, 32, 16, 16, 16),
+    sequences=(4, 2, 1, 1, 1),
+    updates=(430_000, 50_000, 50_000, 35_000, 5_000),
+    learning_rate=2.5e-4,
+    evaluation=(32_256, 512),
+    validation=2_000,
+    block=1024,
+)
+LARGE = replace(
+    SMALL,
+    name="large",
+    arch="longformer_lm_large",
+    schedule=lambda phase: lf.schedules.longformer_lm("large", phase),
+    updates=(350_000, 25_000, 10_000, 5_000, 5_000),
+    validation=1_000,
+)
+LAPTOP = Size(
+    name="laptop",
+    arch="longformer_lm_laptop",
+    schedule=_laptop,
+    lengths=(256, 512, 1024, 2048, 4096),
+    batches=(16, 8, 4, 2, 1),
+    sequences=(16, 8, 4, 2, 1),
+    updates=(300, 60, 50, 40, 20),
+    learning_rate=2e-3,
+    evaluation=(4096, 2048),
+    evaluated=65_536,
+    validation=100,
+    look=8,
+    block=0,
+)
+SIZES = {size.name: size for size in (SMALL, LARGE, LAPTOP)}
 
 
 @dataclass(frozen=True)

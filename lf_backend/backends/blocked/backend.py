@@ -51,7 +51,7 @@ class Blocked(Backend):
 def _computable(call: Call) -> Call:
     """The call in a dtype whose products are fast: float16 products crawl on CPUs, float32 ones run.
 
-    So do bfloat16 products on a CPU without AVX-512 or the like: there a forward took 14 times as long.
+    So do bfloat16 products on a CPU that has none of its own, such as an x86 without AVX-512.
     """
     crawls = call.q.dtype == torch.float16 or (call.q.dtype == torch.bfloat16 and not _multiplies_bfloat16())
     if call.q.device.type != "cpu" or not crawls:

@@ -165,7 +165,7 @@ class Plan:
         if self.band is not None:
             left, right = self.band.left, self.band.right
             self.reach = (self._within(left), self._within(right))
-        if min(self.dilations) >= self.keys and call.band_bias is None:  # a query sees itself at most
+        if min(self.dilations) >= self.keys and call.band_bias is None:  # itself at most, if that
             self.dilations, self.reach = (1,), (min(self.reach[0], 0), min(self.reach[1], 0))
         self.alike = len(set(self.dilations)) == 1 or all(
             len(set(self.dilations[at : at + self.group])) == 1 for at in range(0, self.heads, self.group)

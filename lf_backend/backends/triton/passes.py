@@ -15,7 +15,7 @@ from torch import Tensor
 from lf_backend.backend import Call, Gradients
 from lf_backend.backends.triton import launch
 from lf_backend.backends.triton.device import Device
-from lf_backend.bands import apart
+from lf_backend.disjoint import disjoint
 
 
 def forward(call: Call, device: Device) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ def _passes(call: Call) -> Iterator[Call]:
     if len(call.lowered.bands) < 2:
         yield call
         return
-    bands = apart(call.lowered.bands)
+    bands = disjoint(call.lowered.bands)
     assert bands is not None, "the registry refuses windows that cross"
     padding = _or_columns(call)
     for index, band in enumerate(bands):
