@@ -235,8 +235,15 @@ class Rule:
         return reduce(operator.and_, (part.sees(head, query, key) for part in self.parts))
 
     def traced(self, device: torch.device) -> Sees:
-        traced = [part.traced(device) for part in self.parts]
-        return lambda head, query, key: reduce(operator.and_, (part(head, query, key) for part in traced))
+        first, *others = (part.traced(device) for part in self.parts)
+
+        def shown(head: Any, query: Any, key: Any) -> Any:
+            seen = first(head, query, key)
+            for part in others:
+                seen = seen & part(head, query, key)
+            return seen
+
+        return shown
 
     def spans(self, head: int, first: int, last: int, m: int) -> Spans:
         return common((part.spans(head, first, last, m) for part in self.parts), m)

@@ -15,16 +15,18 @@ from lark.exceptions import UnexpectedToken, VisitError
 from lf_backend import terms
 from lf_backend.errors import PatternError
 from lf_backend.pattern import Pattern, intersection, union
+from lf_backend.predicate import living
 
 _GRAMMAR = r"""
     ?union: meet | meet ("|" meet)+ -> either
     ?meet: term | term ("&" term)+ -> both
-    ?term: TERM "(" _arguments? ")" -> call | "(" union ")"
+    ?term: TERM "(" _arguments? ")" -> call | PREDICATE -> predicate | "(" union ")"
     _arguments: value ("," value)* ("," named)* | named ("," named)*
     named: NAME "=" value
     ?value: INT -> integer | NONE -> none | "[" (value ("," value)*)? "]" -> items
 
     TERM: /(TERMS)\b/
+    PREDICATE: /predicate<.+? at 0x[0-9a-f]+>/
     INT: /-?[0-9]{1,18}\b/
     NONE.1: /[nN]one\b/
     NAME: /[A-Za-z_]\w*/
@@ -88,6 +90,9 @@ class _Build(Transformer[Token, Any]):
         except PatternError as error:
             raise PatternError(f"column {term.column} of {self._text!r}: {error}") from None
 
+    def predicate(self, text: Token) -> Pattern:
+        return living(str(text))
+
     def named(self, name: Token, value: Any) -> tuple[str, Any]:
         return str(name), value
 
@@ -109,6 +114,7 @@ def _malformed(text: str, error: UnexpectedInput) -> PatternError:
     before = parser.parse_interactive(text[:at])
     before.exhaust_lexer()
     accepted: set[str] = before.accepts()  # type: ignore[no-untyped-call]
+    accepted.discard("PREDICATE")  # nobody writes one by hand
     wanted = sorted((_word(parser, name) for name in accepted), key=lambda word: (word[0] == "'", word))
     got = re.match(r"\w+|.", text[at:], re.DOTALL)
     came = repr(got[0]) if got else "the end"

@@ -89,7 +89,8 @@ def _peak_on_cuda(function: Function, device: torch.device) -> int:
 def _peak_on_cpu(function: Function) -> int:
     """The largest partial sum of the allocator's events, which are positive or negative sizes."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own start to stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=True) as record:  # else 2.11 warns
         kept = function()
     assert record.profiler is not None and record.profiler.kineto_results is not None
     del kept  # held until here, so that its release is not part of the record

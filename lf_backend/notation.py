@@ -21,6 +21,7 @@ def parse(text: str) -> Pattern:
     The string is what `str(pattern)` gives: `window(left, right, dilation=1)` with `none` for no limit
     and a list for one dilation per head, `global(positions...)`, `causal()`, `|`, `&`, parentheses, and
     terms with a name (`lf.sparsity`, `lf.term`).
+    The text of a `Predicate` without one is read where it was written and as long as that lives.
     Results are kept. Under `torch.compile(fullgraph=True)` parse outside: a parser cannot be traced.
 
     Raises:

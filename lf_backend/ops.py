@@ -36,10 +36,10 @@ _patterns = SimpleNamespace()
 def intern(pattern: Pattern) -> str:
     """The pattern as a string argument of the operator; `resolve` is the way back.
 
-    A pattern made inside a compiled function is not kept, and read from its text where it runs.
+    In a compiled function the pattern is not kept, and read from its text where it runs.
     """
-    if pattern.lowered.others or not torch.compiler.is_compiling():
-        _remember(pattern)
+    if not torch.compiler.is_compiling():
+        setattr(_patterns, pattern.text, pattern)
     return pattern.text
 
 
@@ -50,16 +50,9 @@ def resolve(text: str) -> Pattern:
     return found
 
 
-# These two run at once where torch.compile traces, which would put entries off until after the run.
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _remember(pattern: Pattern) -> None:
-    setattr(_patterns, pattern.text, pattern)
-
-
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _read(text: str) -> None:
+    """Runs at once where torch.compile traces, which would put the entry off until after the run."""
     if not hasattr(_patterns, text):
         setattr(_patterns, text, parse(text))
 

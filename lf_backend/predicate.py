@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from lf_backend.bands import Form, Sees, Tokens
 from lf_backend.errors import PatternError
 from lf_backend.pattern import Index, Term
 from lf_backend.spans import Span, Spans, united
+
+_living: WeakValueDictionary[str, Predicate] = WeakValueDictionary()  # by their text
 
 Bounds = Callable[[int, int, int, int], Iterable[Sequence[int]]]
 Table = tuple[Any, ...]  # ints, or tables of one shape
@@ -45,8 +48,9 @@ class Predicate(Term):
         tables: what `fn` looks up, as (nested) tuples of ints, so that the pattern remains a value; `fn`
             gets each as an int64 tensor on the device of the indices.
 
-    Equal to another predicate only if functions and tables are. To give it a name by which it reads and
-    writes text and JSON, return it from a function under `@lf.term`.
+    Equal to another predicate only if functions and tables are. Its text can be read back only while it
+    lives. To give it a name by which it reads and writes text and JSON, return it from a function under
+    `@lf.term`.
 
     Raises:
         PatternError: arguments of other types; from what evaluates it, an `fn` that fails or returns
@@ -65,6 +69,8 @@ class Predicate(Term):
         if not isinstance(self.tables, tuple):
             raise PatternError(f"tables: a tuple of tuples of ints wanted, got {self.tables!r}")
         super().__post_init__()
+        if not torch.compiler.is_compiling():
+            _living[self.text] = self
 
     def sees(self, head: Index, query: Index, key: Index) -> Any:
         given = [index for index in (head, query, key) if isinstance(index, Tensor)]
@@ -134,6 +140,22 @@ class Predicate(Term):
     def _write(self) -> str:
         name = getattr(self.fn, "__qualname__", type(self.fn).__name__)
         return f"predicate<{name} at {id(self):#x}>"
+
+
+def living(text: str) -> Predicate:
+    """The predicate that writes itself so.
+
+    Raises:
+        PatternError: there is none any more, or never was: it was made in another process, or inside
+            compiled code, which makes objects only after it has run.
+    """
+    found = _living.get(text)
+    if found is None:
+        raise PatternError(
+            f"a predicate that lives in this process wanted, got {text}; one that is used in compiled code "
+            "has to be made outside of it, or by a function under @lf.term"
+        )
+    return found
 
 
 def _span(start: int, stop: int, full: int = False) -> Span:

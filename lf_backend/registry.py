@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from typing import Any, TypeGuard, get_origin
 
 from lf_backend.backend import Backend, Capabilities
 from lf_backend.errors import LFError
@@ -76,8 +77,13 @@ def _rank(entry: Backend | Broken) -> tuple[int, int, str]:
     return (0, -entry.priority, entry.name) if isinstance(entry, Backend) else (1, 0, entry.name)
 
 
+def _is_backend(value: Any) -> TypeGuard[type[Backend]]:
+    """A class of them; Python 3.10 takes an alias such as `tuple[int, ...]` for a class as well."""
+    return inspect.isclass(value) and get_origin(value) is None and issubclass(value, Backend)
+
+
 def _check(backend: type[Backend]) -> None:
-    if not (inspect.isclass(backend) and issubclass(backend, Backend)):
+    if not _is_backend(backend):
         raise LFError(f"a subclass of lf_backend.Backend wanted, got {backend!r}")
     if inspect.isabstract(backend):
         raise LFError(f"{backend.__qualname__} lacks {sorted(backend.__abstractmethods__)}")
@@ -120,7 +126,7 @@ def _built_in(name: str) -> type[Backend]:
     found = [
         value
         for value in vars(importlib.import_module(name)).values()
-        if inspect.isclass(value) and issubclass(value, Backend) and value.__module__.startswith(name)
+        if _is_backend(value) and value.__module__.startswith(name)
     ]
     if len(found) != 1:
         raise LFError(f"one Backend subclass wanted in {name}, got {found}")

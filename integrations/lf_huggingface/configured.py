@@ -14,8 +14,6 @@ import json
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from lf_backend.errors import PatternError
 from lf_backend.notation import from_dict, parse
 from lf_backend.pattern import Pattern
@@ -24,7 +22,9 @@ from lf_backend.schedules import from_list
 NAME = "lf_attention"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+Given = tuple[Any, int | None, int | None, int | None]
+
+
 def layers(config: Any) -> tuple[Pattern, ...]:
     """The patterns of `config.lf_attention`: none if it is not set, one for all layers, or one each.
 
@@ -32,7 +32,18 @@ def layers(config: Any) -> tuple[Pattern, ...]:
         PatternError: what cannot be read, a wrong number of layers or heads, or a window or global token
             that the model has no positions for.
     """
-    value = getattr(config, NAME, None)
+    return read(*given(config))
+
+
+def given(config: Any) -> Given:
+    """What `read` wants of a config: plain data, which torch.compile takes for constant."""
+    sizes = [getattr(config, name, None) for name in _SIZES]
+    layers, heads, positions = [size if isinstance(size, int) else None for size in sizes]
+    return getattr(config, NAME, None), layers, heads, positions
+
+
+def read(value: Any, layers: int | None, heads: int | None, positions: int | None) -> tuple[Pattern, ...]:
+    """`layers` of what is `given`."""
     if value is None:
         return ()
     try:
@@ -41,8 +52,7 @@ def layers(config: Any) -> tuple[Pattern, ...]:
         raise PatternError(
             f"{NAME}: plain data (a dict, a string, or a list) wanted, got {value!r}"
         ) from None
-    sizes = (getattr(config, name, None) for name in _SIZES)
-    return _read(text, *(size if isinstance(size, int) else None for size in sizes))
+    return _read(text, layers, heads, positions)
 
 
 _SIZES = ("num_hidden_layers", "num_attention_heads", "max_position_embeddings")

@@ -54,10 +54,12 @@ def mask(
         UnsupportedError: what is not known, in strict mode; keys that the pattern needs and the cache has
             dropped; a model that does not attend through the interface.
     """
-    from transformers import masking_utils as upstream
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     _check_routed(config)
-    function = mask_function or upstream.causal_mask_function
+    if isinstance(kv_length, Tensor) or isinstance(kv_offset, Tensor):  # 5.17, of a cropped cache
+        q_offset, kv_length, kv_offset = int(q_offset), int(kv_length), int(kv_offset)
+    function = causal_mask_function if mask_function is None else mask_function
     try:
         if torch.compiler.is_dynamo_compiling():
             skips = allow_is_causal_skip, allow_is_bidirectional_skip
@@ -65,8 +67,8 @@ def mask(
         else:
             found = meaning(function)
     except Unknown as unknown:
-        _say_dense(str(unknown), strict or isinstance(kv_offset, Kept))
-        dense: Any = upstream.sdpa_mask
+        _say_dense(unknown.args[0], strict or isinstance(kv_offset, Kept))
+        dense: Any = sdpa_mask
         return dense(  # type: ignore[no-any-return]
             batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset,
             kv_offset=kv_offset, mask_function=function, attention_mask=attention_mask,

@@ -70,10 +70,17 @@ class Plan:
 _plans = SimpleNamespace()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def number(config: Any, text: str, aligned: bool, padded: bool, packed: bool, sinks: int | None) -> int:
     """The place, from 1, of the plan for a model; `text` is its pattern. A causal model stays causal."""
-    pattern, layers = parse(text), configured.layers(config)
+    place: int = _number(configured.given(config), text, aligned, padded, packed, sinks)
+    return place
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number(
+    given: configured.Given, text: str, aligned: bool, padded: bool, packed: bool, sinks: int | None
+) -> int:
+    pattern, layers = parse(text), configured.read(*given)
     if pattern.is_causal:
         layers = tuple(intersection(layer, Causal()) for layer in layers)
     plan = Plan(pattern, layers, aligned, padded, packed, sinks)
@@ -169,23 +176,24 @@ def _without_twins(keys: Tensor, sinks: int, extra: int) -> Tensor:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def placed(pattern: Pattern, positions: tuple[int, ...] = ()) -> str:
-    """The windows of a pattern, and global tokens at other positions, as text."""
-    return _placed(pattern, positions).text
+def placed(text: str, positions: tuple[int, ...] = ()) -> str:
+    """The windows of a pattern, and global tokens at other positions; both patterns as text."""
+    return _placed(text, positions)
 
 
 @lru_cache(maxsize=1024)
-def _placed(pattern: Pattern, positions: tuple[int, ...]) -> Pattern:
+def _placed(text: str, positions: tuple[int, ...]) -> str:
+    pattern = parse(text)
     if pattern.lowered.others:
         raise UnsupportedError(f"a pattern of windows and global tokens wanted, got {pattern}")
     windows = map(Window.of, pattern.lowered.bands)
     joined = union(*windows, Global(*positions))
-    return intersection(joined, Causal()) if pattern.is_causal else joined
+    return (intersection(joined, Causal()) if pattern.is_causal else joined).text
 
 
 def within(pattern: Pattern, length: int) -> str:
     """The pattern's text for so many keys; a global token that lies beyond them does not exist yet."""
     if not pattern.global_positions or pattern.global_positions[-1] < length:
         return pattern.text
-    text: str = placed(pattern, tuple(at for at in pattern.global_positions if at < length))
+    text: str = placed(pattern.text, tuple(at for at in pattern.global_positions if at < length))
     return text

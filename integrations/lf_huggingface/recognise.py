@@ -38,11 +38,11 @@ def meaning(function: MaskFunction) -> Meaning:
     Raises:
         Unknown: a part of it is not known.
     """
-    from transformers import masking_utils as upstream
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-    if function is upstream.causal_mask_function:
+    if function is causal_mask_function:
         return Meaning(PAST)
-    if function is upstream.bidirectional_mask_function:
+    if function is bidirectional_mask_function:
         return Meaning(EVERYTHING)
     read = _known().get(function.__code__) if isinstance(function, FunctionType) else None
     if read is None or not isinstance(function, FunctionType):
@@ -61,11 +61,11 @@ def traced_meaning(
         is_causal, is_bidirectional: upstream says that nothing else is laid over the window: neither
             packing nor blocks. Both are False if something may be.
     """
-    from transformers import masking_utils as upstream
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-    if function is upstream.causal_mask_function:
+    if function is causal_mask_function:
         return Meaning(PAST)
-    if function is upstream.bidirectional_mask_function:
+    if function is bidirectional_mask_function:
         return Meaning(EVERYTHING)
     chunk = getattr(config, "attention_chunk_size", None)
     if size is None or chunk is not None or not (is_causal or is_bidirectional):

@@ -72,7 +72,7 @@ def with_sinks(k: Tensor, v: Tensor, pattern: Pattern, mask: Mask) -> Laid:
     alike = all(layer.global_positions == pattern.global_positions for layer in mask.plan.layers)
     if mask.queries.shape[1] == 1 and alike and len(bands) == 1 and set(bands[0].dilations) == {1}:
         return Laid(k, v, PAST.text, mask.hidden, None)  # the cache keeps what one query sees
-    return Laid(k, v, placed(pattern), mask.hidden, _marked(mask.positions, pattern))
+    return Laid(k, v, placed(pattern.text), mask.hidden, _marked(mask.positions, pattern))
 
 
 def rolled(k: Tensor, v: Tensor, pattern: Pattern, mask: Mask) -> Laid:
@@ -87,7 +87,7 @@ def rolled(k: Tensor, v: Tensor, pattern: Pattern, mask: Mask) -> Laid:
     index = index.clamp(min=0)
     hidden = mask.hidden[:, index] | before
     at = torch.where(before, -1, index).expand(k.shape[0], -1)
-    return Laid(k[:, :, index], v[:, :, index], placed(pattern), hidden, _marked(at, pattern))
+    return Laid(k[:, :, index], v[:, :, index], placed(pattern.text), hidden, _marked(at, pattern))
 
 
 def _marked(at: Tensor, pattern: Pattern) -> Tensor | None:

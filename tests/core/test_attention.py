@@ -106,6 +106,30 @@ def test_predicates_compile_too() -> None:
     torch.testing.assert_close(compiled(*inputs), lf.attention(*inputs, pattern))
 
 
+def test_a_predicate_joins_other_terms_inside_compiled_code() -> None:
+    even = lf.Predicate(lambda head, query, key: key % 2 == query % 2)
+
+    def layer(q, k, v):
+        return lf.attention(q, k, v, even | lf.Window(2, 2))
+
+    inputs = tensors()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+
+
+def test_a_predicate_made_inside_compiled_code_is_refused() -> None:
+    def layer(q, k, v):
+        return lf.attention(q, k, v, lf.Predicate(_same_parity))
+
+    compiled = torch.compile(layer, backend="eager")
+    with pytest.raises(lf.PatternError, match=r"made outside of it, or by a function under @lf\.term"):
+        compiled(*tensors())
+
+
+def _same_parity(head, query, key):
+    return key % 2 == query % 2
+
+
 @pytest.mark.parametrize("name", ["separate projections per example", "everything", "sinks", "empty batch"])
 def test_operator_passes_torchs_own_checks(name: str) -> None:
     case = CASES[name]

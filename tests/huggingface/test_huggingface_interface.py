@@ -263,6 +263,19 @@ def test_an_unknown_mask_function_is_an_error_in_strict_mode(_registered_again: 
         )
 
 
+def test_lengths_of_a_cropped_cache_may_be_tensors() -> None:
+    """Those of transformers 5.17 after assisted decoding has taken tokens back."""
+    sizes = {"batch_size": 1, "q_length": 1, "attention_mask": torch.ones(1, 23, dtype=torch.bool)}
+    config = families.build("Mistral").config
+    function = transformers.masking_utils.sliding_window_causal_mask_function(8)
+    found, wanted = (
+        masks.mask(**sizes, kv_length=length(8), q_offset=length(22), kv_offset=length(15),
+                   mask_function=function, config=config)
+        for length in (torch.tensor, int)
+    )  # fmt: skip
+    assert found.shape == wanted.shape and torch.equal(found, wanted)
+
+
 def test_a_mask_that_a_model_changes_on_its_way_is_refused() -> None:
     model = families.build("Llama")
     made = transformers.masking_utils.create_causal_mask(model.config, torch.zeros(1, 20, 32), None, None)

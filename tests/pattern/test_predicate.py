@@ -1,5 +1,6 @@
 """Predicates: what they may be, and what is said of those that are wrong."""
 
+import gc
 import pickle
 
 import pytest
@@ -95,3 +96,13 @@ def test_a_call_says_what_is_wrong_with_a_rule(backend, fn, message):
 def test_bad_arguments(arguments, message):
     with pytest.raises(PatternError, match=message):
         Predicate(*arguments)
+
+
+def test_its_text_reads_back_as_long_as_it_lives():
+    rule = Predicate(same_block)
+    pattern = (rule | lf.Window(2, 2)) & lf.Causal()
+    assert lf.parse(str(pattern)) == pattern
+    text = Predicate(same_block).text  # nobody holds it
+    gc.collect()
+    with pytest.raises(PatternError, match=r"lives in this process wanted, got predicate<same_block at 0x"):
+        lf.parse(text)
