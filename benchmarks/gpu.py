@@ -1,10 +1,10 @@
 """Everything to be known about the Triton backend on a GPU: `python -m benchmarks.gpu --out DIR`.
 
 First the conformance kit on the device, each case twice and bit-equal, in memory filled with NaN. Then the
-tables, against what is installed of FlexAttention, FlashAttention-2's window (torch's own operator), dense
-SDPA and Hugging Face's layer, in turn in one process, and no time before the results are equal. A section is
-kept as DIR/SECTION.json and skipped when it is there, so that a run that was cut goes on. With `--toy`, and
-TRITON_INTERPRET=1, the same code runs on a CPU, small and without meaning.
+tables, against what is installed of FlexAttention, FlashAttention-2's window (torch's own operator),
+xformers, dense SDPA, cuDNN and Hugging Face's layer, in turn in one process, and no time before the results
+are equal. A section is kept as DIR/SECTION.json and skipped when it is there, so that a run that was cut goes
+on. With `--toy`, and TRITON_INTERPRET=1, the same code runs on a CPU, small and without meaning.
 
 TFLOP/s count visible pairs only, 4 D forward and 10 D backward per pair and head; `share` is of a large
 product of matrices in bfloat16, or for decoding of a copy.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,11 @@ from benchmarks import peers, record
 from benchmarks.record import Row
 from lf_backend.measure import Timing, interleaved, peak_bytes
 
+Maker = Callable[[lf.Pattern, int, torch.device], peers.Attention]
+PEERS: Mapping[str, Maker] = {
+    "FlexAttention": peers.flex, "FlashAttention-2": peers.flash, "xformers": peers.xformers,
+}  # fmt: skip
+DENSE: Mapping[str, Maker] = {"SDPA, dense": peers.dense, "cuDNN, dense": peers.cudnn}
 CALLS = 10  # in one measurement, so that waiting for the device costs nothing
 Run = Callable[[], Any]
 
@@ -142,7 +147,7 @@ def conformance(bench: Bench) -> Iterator[Row]:
     if bench.device.type == "cuda":
         runs = [[*kit, "triton and cuda"], [str(Path(__file__).parents[1] / "tests" / "gpu")]]
     for chosen in runs:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", *chosen]
+        command = [sys.executable, "-m", "pytest", "-q", "--tb=line", *chosen]
         done = subprocess.run(command, capture_output=True, text=True)
         said = done.stdout.strip().splitlines()[-1]
         yield {"work": chosen[-1], "passed": done.returncode == 0, "said": said}
@@ -154,7 +159,7 @@ def causal(bench: Bench) -> Iterator[Row]:
     """Causal window of 1,024 keys, 64 heads that share 8, as large models have it."""
     for length in (4096, 8192, 16384, 32768):
         work = Work(lf.Window.causal(1024), batch=2, heads=64, kv_heads=8, length=length)
-        yield from _named(f"N {length}", bench, work, {"FlexAttention": "flex", "FlashAttention-2": "flash"})
+        yield from _named(f"N {length}", bench, work, PEERS)
 
 
 def two_sided(bench: Bench) -> Iterator[Row]:
@@ -162,10 +167,9 @@ def two_sided(bench: Bench) -> Iterator[Row]:
     for reach, head_dim in ((256, 64), (256, 128), (64, 64)):
         work = Work(lf.Window(reach, reach) | lf.Global(0), head_dim=head_dim)
         title = f"{reach} + {reach}, D {head_dim}"
-        yield from _named(title, bench, work, {"FlexAttention": "flex"})
+        yield from _named(title, bench, work, ("FlexAttention",))
         window = Work(lf.Window(reach, reach), head_dim=head_dim)
-        others = {"FlashAttention-2": "flash", "SDPA, dense": "dense"}
-        yield from _named(f"{title}, no global", bench, window, others)
+        yield from _named(f"{title}, no global", bench, window, (*PEERS, *DENSE))
 
 
 def globals_(bench: Bench) -> Iterator[Row]:
@@ -267,21 +271,20 @@ def main() -> None:
         console.print(record.table(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", rows))
 
 
-def _named(title: str, bench: Bench, work: Work, others: Mapping[str, str]) -> Iterator[Row]:
-    """Comparison with peers by their names in `benchmarks.peers`."""
+def _named(title: str, bench: Bench, work: Work, others: Iterable[str]) -> Iterator[Row]:
+    """Comparison with peers by their names, those of dense attention apart: their answer is another."""
     work = bench.scaled(work)
-    makers = {"flex": peers.flex, "flash": peers.flash, "dense": peers.dense}
-    made = {}
-    for name, maker in others.items():
-        if not bench.toy:
-            made[name] = makers[maker](work.pattern, work.length, bench.device)
-    equal = {name: run for name, run in made.items() if "dense" not in name}
-    for row in bench.compare(work, equal):
-        yield {"shape": title, **row}
-    if len(equal) < len(made):
-        unlike = {name: run for name, run in made.items() if "dense" in name}
-        for row in bench.compare(work, unlike, equal=False):
-            yield {"shape": title, **row}
+    for makers, equal in ((PEERS, True), (DENSE, False)):
+        made, missing = dict[str, peers.Attention](), list[Row]()
+        for name in others if not bench.toy else ():
+            if name in makers:
+                try:
+                    made[name] = makers[name](work.pattern, work.length, bench.device)
+                except ImportError as error:
+                    missing.append({"name": name, "not measured": str(error)})
+        if made or equal:
+            for row in [*bench.compare(work, made, equal), *missing]:
+                yield {"shape": title, **row}
 
 
 def _relative(bench: Bench, works: Mapping[str, Work]) -> Iterator[Row]:

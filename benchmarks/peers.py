@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,17 @@ def longformer_attention(window: int, heads: int, head_dim: int) -> Attention:
 def dense(pattern: Pattern, length: int, device: torch.device | str = "cpu") -> Attention:
     """scaled_dot_product_attention without a mask: what a window must beat to be worth having."""
     return F.scaled_dot_product_attention
+
+
+def cudnn(pattern: Pattern, length: int, device: torch.device | str = "cuda") -> Attention:
+    """The same by cuDNN's kernel, which torch offers for dense attention alone."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+
+    return attend
 
 
 def masked(mask: Tensor) -> Attention:
@@ -143,3 +155,21 @@ def flash(pattern: Pattern, length: int, device: torch.device | str = "cuda") ->
             return tuple(x.transpose(1, 2) for x in grads)
 
     return Flash.apply
+
+
+def xformers(pattern: Pattern, length: int, device: torch.device | str = "cuda") -> Attention:
+    """xformers' memory-efficient attention with its own bias for a window, on CUDA in half precision."""
+    fmha: Any = importlib.import_module("xformers.ops.fmha")
+    bias = pattern.to_xformers_bias()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        batch, length, heads, dims = q.shape
+        shared = heads // k.shape[2]
+        if shared > 1:  # [B, N, Hkv, H / Hkv, D], of keys by a stride of 0
+            q = q.reshape(batch, length, -1, shared, dims)
+            k, v = (x[:, :, :, None].expand(-1, -1, -1, shared, -1) for x in (k, v))
+        out: Tensor = fmha.memory_efficient_attention(q, k, v, attn_bias=bias)
+        return out.reshape(batch, length, heads, dims).transpose(1, 2)
+
+    return attend

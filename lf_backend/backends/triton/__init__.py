@@ -11,7 +11,8 @@ Tiles of keys that all queries of a block see run without masks.
     backward.py   gradients of queries, of keys and values, of global columns
     pairs.py      tiles of keys and their scores
     tiles.py      addresses, window arithmetic, hashes
-    device.py     the device, or Triton's interpreter
+    device.py     the device that kernels run on
+    interpreter.py  which may be Triton's interpreter on a CPU, with bfloat16 mended
 """
 
 from lf_backend.backends.triton.backend import Triton

@@ -11,6 +11,7 @@ import triton
 from triton import knobs
 from triton.errors import TritonError
 
+from lf_backend.backends.triton.interpreter import exact_bfloat16
 from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
 from lf_backend.errors import BuildError
 
@@ -45,7 +46,8 @@ class Device:
             BuildError: it cannot be compiled for the device, or takes more than the device has.
         """
         if self.index is None:
-            kernel[grid](**arguments)
+            with exact_bfloat16():
+                kernel[grid](**arguments)
         else:
             try:
                 with torch.cuda.device(self.index):  # a kernel runs on the current device, not its tensors'
