@@ -60,10 +60,11 @@ def _raw(grad, capped, scoring):
 
 
 @triton.jit
-def _rows_of(x, heads, queries, here, other):
-    """Values of x [B, H, N] for queries; `other` where there is none."""
+def _rows_of(x, heads, queries, here, other, MASKED: tl.constexpr):
+    """Values of x [B, H, N] for queries; if MASKED, `other` where there is none."""
     row = (here.batch.to(tl.int64) * heads + here.head) * queries + here.index
-    return tl.load(x + row, mask=here.inside, other=other)
+    found = tl.load(x + row, mask=here.inside, other=other) if MASKED else tl.load(x + row)
+    return found
 
 
 @triton.jit
@@ -126,8 +127,8 @@ def grad_queries(
     rows = read(q, rows_at(q, batch, here.head, here.index), here.inside, dims, HEAD_DIM, True)
     at = rows_at(grad_out, batch, here.head, here.index)
     upstream = read(grad_out, at, here.inside, dims, HEAD_DIM, True)
-    own_lse = _rows_of(lse, heads, queries, rows_here, float("inf"))
-    own_delta = _rows_of(delta, heads, queries, rows_here, 0.0)
+    own_lse = _rows_of(lse, heads, queries, rows_here, float("inf"), True)
+    own_delta = _rows_of(delta, heads, queries, rows_here, 0.0, True)
     grad = tl.zeros([ROWS, DIMS], tl.float32)
 
     if BAND:
@@ -211,8 +212,8 @@ def _band_to_keys(
     at = rows_at(grad_out, queries.batch, queries.head, queries.index)
     upstream = read(grad_out, at, queries.inside, dims, HEAD_DIM, MASKED)
     down = _down(queries)
-    own_lse = _rows_of(lse, heads, total, down, float("inf"))
-    own_delta = _rows_of(delta, heads, total, down, 0.0)
+    own_lse = _rows_of(lse, heads, total, down, float("inf"), MASKED)
+    own_delta = _rows_of(delta, heads, total, down, 0.0, MASKED)
     score, capped, _ = band_scores(
         k_tile, q_tile, down, key_step[:, None], key[:, None], keys, band, padding, scoring, bias,
         PLAIN, PRECISION, MASKED,
@@ -327,8 +328,8 @@ def grad_columns(
                 grad_out, rows_at(grad_out, batch, head, index), here.inside, dims, HEAD_DIM, True
             )
             down = _down(here)
-            own_lse = _rows_of(lse, heads, queries, down, float("inf"))
-            own_delta = _rows_of(delta, heads, queries, down, 0.0)
+            own_lse = _rows_of(lse, heads, queries, down, float("inf"), True)
+            own_delta = _rows_of(delta, heads, queries, down, 0.0, True)
             score, capped = all_scores(
                 k_tile,
                 q_tile,

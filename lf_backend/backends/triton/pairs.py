@@ -46,11 +46,13 @@ def band_scores(
     seen = queries.inside
     if MASKED or bias is not None:
         tap = key_step - queries.step + band.left
-        exists = key_step < keys.length
-        seen = seen & (tap >= 0) & (tap <= band.left + band.right) & exists
+        taps = band.left + 1 + tl.minimum(band.right, keys.length - 1 - queries.step)
+        taps = tl.where(queries.inside, taps, 0)
+        # One comparison for both ends: a tap below 0 is a large one without its sign.
+        seen = tap.to(tl.uint32, bitcast=True) < taps.to(tl.uint32, bitcast=True)
         if padding is not None:
             at = padding.mask + keys.batch.to(tl.int64) * keys.total + key
-            seen = seen & (tl.load(at, mask=exists, other=1) == 0)
+            seen = seen & (tl.load(at, mask=key_step < keys.length, other=1) == 0)
         if bias is not None:
             score += _bias_of(bias, queries, tap, seen)
         score = tl.where(seen, score, float("-inf"))
