@@ -27,10 +27,10 @@ from lf_backend.errors import PatternError
 from lf_backend.pattern import Index, Term
 from lf_backend.spans import Span, Spans, united
 
-_living: WeakValueDictionary[str, Predicate] = WeakValueDictionary()  # by their text
-
 Bounds = Callable[[int, int, int, int], Iterable[Sequence[int]]]
 Table = tuple[Any, ...]  # ints, or tables of one shape
+
+_living: WeakValueDictionary[str, Predicate] = WeakValueDictionary()  # by their text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import triton
 from triton import knobs
 from triton.errors import TritonError
 
-from lf_backend.backends.triton.interpreter import exact_bfloat16
 from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
 from lf_backend.errors import BuildError
 
@@ -46,6 +45,8 @@ class Device:
             BuildError: it cannot be compiled for the device, or takes more than the device has.
         """
         if self.index is None:
+            from lf_backend.backends.triton.interpreter import exact_bfloat16  # wants numpy, as no GPU does
+
             with exact_bfloat16():
                 kernel[grid](**arguments)
         else:
