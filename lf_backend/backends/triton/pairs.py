@@ -47,7 +47,7 @@ def band_scores(
     if MASKED or bias is not None:
         tap = key_step - queries.step + band.left
         taps = band.left + 1 + tl.minimum(band.right, keys.length - 1 - queries.step)
-        taps = tl.where(queries.inside, taps, 0)
+        taps = tl.where(queries.inside, tl.maximum(taps, 0), 0)  # below 0 where all keys are ahead: left < 0
         # One comparison for both ends: a tap below 0 is a large one without its sign.
         seen = tap.to(tl.uint32, bitcast=True) < taps.to(tl.uint32, bitcast=True)
         if padding is not None:
