@@ -265,7 +265,7 @@ def _flex() -> dict[str, peers.Attention]:
     try:
         run = peers.flex(BASE, LENGTH)
         _forward(run)()
-    except Exception as error:  # a compiler that is missing has many names
+    except RuntimeError as error:  # torch's compiler, which speaks for a C++ compiler that is missing as well
         Console().print(f"compiled FlexAttention: not measured ({type(error).__name__}: {str(error)[:200]})")
         return {}
     return {"FlexAttention, compiled": run}

@@ -159,17 +159,16 @@ def flash(pattern: Pattern, length: int, device: torch.device | str = "cuda") ->
 
 def xformers(pattern: Pattern, length: int, device: torch.device | str = "cuda") -> Attention:
     """xformers' memory-efficient attention with its own bias for a window, on CUDA in half precision."""
-    fmha: Any = importlib.import_module("xformers.ops.fmha")
-    bias = pattern.to_xformers_bias()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        fmha: Any = importlib.import_module("xformers.ops.fmha")
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         batch, length, heads, dims = q.shape
         shared = heads // k.shape[2]
         if shared > 1:  # [B, N, Hkv, H / Hkv, D], of keys by a stride of 0
             q = q.reshape(batch, length, -1, shared, dims)
             k, v = (x[:, :, :, None].expand(-1, -1, -1, shared, -1) for x in (k, v))
-        out: Tensor = fmha.memory_efficient_attention(q, k, v, attn_bias=bias)
+        out: Tensor = fmha.memory_efficient_attention(q, k, v, attn_bias=pattern.to_xformers_bias())
         return out.reshape(batch, length, heads, dims).transpose(1, 2)
 
     return attend

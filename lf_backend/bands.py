@@ -238,7 +238,7 @@ class Rule:
         first, *others = (part.traced(device) for part in self.parts)
 
         def shown(head: Any, query: Any, key: Any) -> Any:
-            seen = first(head, query, key)
+            seen = first(head, query, key)  # no `reduce`: torch 2.10 does not trace it everywhere
             for part in others:
                 seen = seen & part(head, query, key)
             return seen

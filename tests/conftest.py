@@ -6,11 +6,11 @@ import torch
 from hypothesis import settings
 
 # Where CI is set, examples are the same in every run: red means that the code has changed. Fresh ones are
-# drawn everywhere else, and 2,000 of them for each backend by `tox run -e fuzz`; few by Triton's interpreter,
-# which takes seconds for one.
+# drawn everywhere else, and 2,000 of them for each backend by `tox run -e fuzz`; few where one takes seconds:
+# in Triton's interpreter, or with kernels to compile.
 settings.register_profile("default", deadline=None, derandomize="CI" in os.environ)
 settings.register_profile("fuzz", deadline=None, derandomize=False, max_examples=2000)
-settings.register_profile("interpreter", deadline=None, derandomize="CI" in os.environ, max_examples=10)
+settings.register_profile("few", deadline=None, derandomize="CI" in os.environ, max_examples=10)
 settings.load_profile("default")
 
 torch.set_num_threads(1)

@@ -38,8 +38,8 @@ def layers(config: Any) -> tuple[Pattern, ...]:
 def given(config: Any) -> Given:
     """What `read` wants of a config: plain data, which torch.compile takes for constant."""
     sizes = [getattr(config, name, None) for name in _SIZES]
-    layers, heads, positions = [size if isinstance(size, int) else None for size in sizes]
-    return getattr(config, NAME, None), layers, heads, positions
+    count, heads, positions = [size if isinstance(size, int) else None for size in sizes]
+    return getattr(config, NAME, None), count, heads, positions
 
 
 def read(value: Any, layers: int | None, heads: int | None, positions: int | None) -> tuple[Pattern, ...]:

@@ -28,9 +28,9 @@ _said: set[str] = set()
 def mask(
     batch_size: int,
     q_length: int,
-    kv_length: int,
+    kv_length: int | Tensor,
     q_offset: int | Tensor = 0,
-    kv_offset: int = 0,
+    kv_offset: int | Tensor = 0,
     mask_function: Callable[..., Any] | None = None,
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
@@ -45,7 +45,8 @@ def mask(
 
     Args:
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, local_size,
-            config, device: as transformers.masking_utils has them; q_offset is a tensor for static caches.
+            config, device: as transformers.masking_utils has them; q_offset is a tensor for static caches,
+            and so are kv_length or kv_offset after a cache of 5.17 was cropped.
         allow_is_causal_skip, allow_is_bidirectional_skip: upstream has laid nothing over the window.
         strict: a mask function that is not known is an error.
         only_for_others: for upstream's own dense masks.
@@ -54,10 +55,10 @@ def mask(
         UnsupportedError: what is not known, in strict mode; keys that the pattern needs and the cache has
             dropped; a model that does not attend through the interface.
     """
-    from transformers.masking_utils import causal_mask_function, sdpa_mask
+    from transformers.masking_utils import causal_mask_function, sdpa_mask  # torch 2.10 traces no lazy module
 
     _check_routed(config)
-    if isinstance(kv_length, Tensor) or isinstance(kv_offset, Tensor):  # 5.17, of a cropped cache
+    if isinstance(kv_length, Tensor) or isinstance(kv_offset, Tensor):
         q_offset, kv_length, kv_offset = int(q_offset), int(kv_length), int(kv_offset)
     function = causal_mask_function if mask_function is None else mask_function
     try:

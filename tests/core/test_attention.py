@@ -114,7 +114,10 @@ def test_a_predicate_joins_other_terms_inside_compiled_code() -> None:
 
     inputs = tensors()
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+    found, wanted = compiled(*inputs), layer(*inputs)
+    torch.testing.assert_close(found, wanted)
+    grads = (torch.autograd.grad(out.sin().sum(), inputs) for out in (found, wanted))
+    torch.testing.assert_close(*grads)
 
 
 def test_a_predicate_made_inside_compiled_code_is_refused() -> None:

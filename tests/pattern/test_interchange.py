@@ -1,7 +1,5 @@
 """Patterns as masks of other engines: equal to the drawn mask, or an error that says what is lost."""
 
-import shutil
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,7 +53,6 @@ def test_block_mask_of_a_window_is_create_block_mask():
     assert torch.equal(ours.to_dense(), theirs.to_dense())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, of its compiler
 @pytest.mark.parametrize("text", ["window(200, 100) | global(3)", "documents([0, 130, 400])"])
 def test_compiled_flex_attention_gives_our_answer(text):

@@ -45,7 +45,7 @@ class Device:
             BuildError: it cannot be compiled for the device, or takes more than the device has.
         """
         if self.index is None:
-            from lf_backend.backends.triton.interpreter import exact_bfloat16  # wants numpy, as no GPU does
+            from lf_backend.backends.triton.interpreter import exact_bfloat16  # with numpy
 
             with exact_bfloat16():
                 kernel[grid](**arguments)

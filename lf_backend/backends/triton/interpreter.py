@@ -30,10 +30,9 @@ def exact_bfloat16() -> Iterator[None]:
 
 class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     def cast_impl(self, src: Any, dst_type: Any) -> Any:
-        target = dst_type.scalar
-        if target == tl.bfloat16 != src.dtype.scalar:
-            return _handle(_rounded(super().cast_impl(src, tl.float32).data), tl.bfloat16)
-        return super().cast_impl(src if target == tl.bfloat16 else _wide(src), dst_type)
+        if dst_type.scalar != tl.bfloat16:
+            return super().cast_impl(_wide(src), dst_type)
+        return _handle(_rounded(super().cast_impl(_wide(src), tl.float32).data), tl.bfloat16)
 
     def create_dot(self, a: Any, b: Any, *rest: Any) -> Any:
         return super().create_dot(_wide(a), _wide(b), *rest)
