@@ -2,9 +2,11 @@
 
     python -m benchmarks.tune                          # on a GPU: measure, and keep the fastest for it
     python -m benchmarks.tune --compile 80 90 gfx942   # anywhere: the first that fits all of these, as "any"
+    python -m benchmarks.tune --mend                   # anywhere: others for the rows that do not fit
 
 Prints everything that is tried. Without a GPU the candidates' order is the only judge: large tiles first, as
 they visit fewer invisible pairs for each product, among those that spill no register and fit the memory.
+Versions of Triton differ in what they spill: `--mend` writes rows for the one that is installed alone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from rich.console import Console
 
 from lf_backend.backend import Call
 from lf_backend.backends.triton import launch, tuning
-from lf_backend.backends.triton.ahead import SHARED_BYTES, Target, compiled, example
+from lf_backend.backends.triton.ahead import CALLS, DTYPES, SHARED_BYTES, Target, compiled, example, shipped
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tuning import Row, Tiles, Wanted
 from lf_backend.errors import BuildError
@@ -29,25 +32,25 @@ from lf_backend.measure import interleaved
 
 TABLE = Path(tuning.__file__).with_name("tiles.json")
 ANY_REACH = 2**31 - 1
-DIMS = (64, 128, 256)
 REACHES = (128, 512, 2048)
 LENGTH = 16384
+LARGEST = {2: Tiles(128, 128, 8, 2), 4: Tiles(64, 32, 8, 2)}  # more of float32 compiles for minutes
 _BY_QUERY = (
     (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 4, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2),
     (64, 64, 4, 2), (64, 32, 8, 2), (64, 32, 4, 2), (64, 32, 8, 1), (64, 32, 4, 1), (32, 32, 4, 1),
-    (32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+    (32, 16, 8, 1), (32, 16, 4, 1), (16, 16, 4, 2), (16, 16, 4, 1), (16, 16, 8, 1),
 )  # fmt: skip
 CANDIDATES = {
     "forward": _BY_QUERY,
     "grad_queries": _BY_QUERY,
     "grad_keys": (
         (64, 128, 8, 2), (64, 64, 8, 2), (32, 128, 8, 2), (32, 64, 8, 2), (32, 64, 4, 2), (32, 64, 8, 1),
-        (32, 32, 4, 2), (32, 32, 8, 1), (32, 32, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1), (16, 16, 4, 1),
-        (16, 16, 8, 1),
+        (32, 32, 4, 2), (32, 32, 8, 1), (32, 32, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1), (16, 16, 8, 2),
+        (16, 16, 4, 1), (16, 16, 8, 1),
     ),
     "grad_columns": (
         (128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (32, 32, 8, 1),
-        (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1), (16, 16, 8, 1),
+        (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 2), (16, 16, 4, 1), (16, 16, 8, 1),
     ),
 }  # fmt: skip
 
@@ -57,6 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--compile", nargs="+", metavar="ARCH", help=f"any of {list(SHARED_BYTES)}")
+    parser.add_argument("--mend", action="store_true", help="compile all rows, replace those that do not fit")
     parser.add_argument("--kernels", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     options = parser.parse_args()
     console = Console(width=140, highlight=False)
@@ -65,10 +69,12 @@ def main() -> None:
         if unknown := [arch for arch in archs if arch not in SHARED_BYTES]:
             parser.error(f"--compile: some of {list(SHARED_BYTES)} wanted, got {unknown}")
         found = list(_by_compiling(archs, options.kernels, console))
+    elif options.mend:
+        found = list(_by_mending(console))
     elif torch.cuda.is_available():
         found = list(_by_measuring(options.kernels, console))
     else:
-        parser.error("a GPU wanted to measure on, found none; --compile works without")
+        parser.error("a GPU wanted to measure on, found none; --compile and --mend work without")
     _write(found)
     console.print(f"{len(found)} rows written to {TABLE.name}")
 
@@ -76,20 +82,35 @@ def main() -> None:
 def _by_compiling(archs: list[int | str], kernels: list[str], console: Console) -> Iterator[Row]:
     """The first candidates that every target takes, whatever a call asks for."""
     arch = archs[0] if len(archs) == 1 else "any"
-    for dtype in (torch.bfloat16, torch.float32) if arch == "any" else (torch.bfloat16,):
-        for dims in DIMS if dtype.itemsize == 2 else DIMS[:-1]:
-            for kernel in kernels:
-                wanted = Wanted(kernel, dims, dtype.itemsize, ANY_REACH, True)
-                call = example(dtype, dims, 512, True, "cpu", 1024)
-                for candidate in map(Tiles._make, CANDIDATES[kernel]):
-                    if all(_compiles(call, target, kernel, candidate, console) for target in archs):
-                        yield Row(arch, *wanted, candidate, "compiled for " + ", ".join(map(str, archs)))
-                        break
-                else:
-                    raise SystemExit(f"no candidate for {wanted} fits {archs}")
+    for (dims, size), kernel in product(CALLS, kernels):
+        largest = Row(arch, kernel, dims, size, ANY_REACH, True, LARGEST[size], "")
+        with_extras = _first(largest, archs, console)
+        yield with_extras
+        plain = _first(largest._replace(extras=False), archs, console)
+        if plain.tiles != with_extras.tiles:
+            yield plain
 
 
-def _compiles(call: Call, arch: int | str, kernel: str, candidate: Tiles, console: Console) -> bool:
+def _by_mending(console: Console) -> Iterator[Row]:
+    """Others for the rows that do not fit, for each target and kind of call where they do not."""
+    for row, arch, extras in shipped():
+        own = row._replace(arch=arch, extras=extras, version=tuning.INSTALLED)
+        if not _fits(own, arch, row.tiles, console):
+            yield _first(own, [arch], console)
+
+
+def _first(row: Row, archs: list[int | str], console: Console) -> Row:
+    """The row with the first candidate that all targets take: no larger than its own, or else just larger."""
+    candidates = [Tiles(*sizes) for sizes in CANDIDATES[row.kernel]]
+    larger = [one for one in candidates if one.rows * one.keys > row.tiles.rows * row.tiles.keys]
+    for candidate in [one for one in candidates if one not in larger] + larger[::-1]:
+        if all(_fits(row, arch, candidate, console) for arch in archs):
+            return row._replace(tiles=candidate, origin="compiled for " + ", ".join(map(str, archs)))
+    raise SystemExit(f"no candidate for {row} fits {archs}")
+
+
+def _fits(row: Row, arch: int | str, candidate: Tiles, console: Console) -> bool:
+    kernel, call = row.kernel, example(DTYPES[row.bytes], row.dims, 512, row.extras, "cpu", 1024)
     found = compiled(call, Target.named(arch, {kernel: candidate}, kernel))[0]
     fits = found.spills == 0 and found.shared <= SHARED_BYTES[arch]
     console.print(f"{arch} {call.q.dtype} {call.q.shape[-1]} {found} {'fits' if fits else 'does not fit'}")
@@ -99,15 +120,13 @@ def _compiles(call: Call, arch: int | str, kernel: str, candidate: Tiles, consol
 def _by_measuring(kernels: list[str], console: Console) -> Iterator[Row]:
     """The fastest candidates on the GPU at hand."""
     device = Device.of(torch.device("cuda", torch.cuda.current_device()))
-    for dtype in (torch.bfloat16, torch.float32):
-        for dims in DIMS if dtype.itemsize == 2 else DIMS[:-1]:
-            for reach in REACHES:
-                call = example(dtype, dims, reach, False, "cuda", LENGTH)
-                last = ANY_REACH if reach == REACHES[-1] else reach
-                for kernel in kernels:
-                    if best := _fastest(call, device, kernel, console):
-                        origin = f"measured on {torch.cuda.get_device_name()}"
-                        yield Row(device.arch, kernel, dims, dtype.itemsize, last, False, best, origin)
+    for (dims, size), reach in product(CALLS, REACHES):
+        call = example(DTYPES[size], dims, reach, False, "cuda", LENGTH)
+        last = ANY_REACH if reach == REACHES[-1] else reach
+        for kernel in kernels:
+            if best := _fastest(call, device, kernel, console):
+                origin = f"measured on {torch.cuda.get_device_name()}"
+                yield Row(device.arch, kernel, dims, size, last, False, best, origin)
 
 
 def _fastest(call: Call, device: Device, kernel: str, console: Console) -> Tiles | None:
@@ -150,14 +169,20 @@ def _run(call: Call, device: _Only) -> Callable[[], object]:
 
 
 def _write(found: list[Row]) -> None:
-    """New rows replace those for the same calls, and come before those for longer reaches."""
-    same = {row[:6] for row in found}
-    kept = [row for row in tuning.table() if row[:6] not in same]
-    rows = sorted(
-        [*kept, *found], key=lambda row: (str(row.arch), row.kernel, row.bytes, row.extras, row[2:5])
-    )
-    lines = ",\n".join("  " + json.dumps({**row._asdict(), "tiles": list(row.tiles)}) for row in rows)
+    """New rows replace those for the same calls; with one for all versions of Triton, theirs too."""
+    new = {(row[:6], row.version) for row in found}
+    kept = [row for row in tuning.table() if new.isdisjoint({(row[:6], None), (row[:6], row.version)})]
+    rows = sorted([*kept, *found], key=_place)
+    lines = ",\n".join("  " + json.dumps(_data(row)) for row in rows)
     TABLE.write_text(f"[\n{lines}\n]\n", "utf8")
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return str(row.arch), row.kernel, row.breadth, row.version or ()
+
+
+def _data(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row._asdict().items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -7,40 +7,34 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lf_backend.backends.triton import forward
-from lf_backend.backends.triton.ahead import SHARED_BYTES, Target, compiled, example
-from lf_backend.backends.triton.tuning import Row, Wanted, row_for, table
-
-ARCHS = (80, 90, 100, "gfx942")
-KERNELS = ("forward", "grad_queries", "grad_keys", "grad_columns")
-CALLS = ((64, 2), (128, 2), (256, 2), (64, 4), (128, 4))  # head dimensions, bytes of an element
-DTYPES = {2: torch.bfloat16, 4: torch.float32}
-
-
-def shipped() -> list[tuple[Row, int | str]]:
-    """Every row with every target that it sizes a call for."""
-    found = {
-        (row_for(arch, Wanted(kernel, dims, size, reach, extras)), arch): None
-        for arch in ARCHS for kernel in KERNELS for dims, size in CALLS for extras in (False, True)
-        for reach in sorted({row.reach for row in table()})
-    }  # fmt: skip
-    return list(found)
+from lf_backend.backends.triton import forward, tuning
+from lf_backend.backends.triton.ahead import (
+    CALLS,
+    DTYPES,
+    KERNELS,
+    SHARED_BYTES,
+    Target,
+    compiled,
+    example,
+    shipped,
+)
+from lf_backend.backends.triton.tuning import INSTALLED, Row, Tiles, Wanted, row_for, table
 
 
 @pytest.mark.parametrize(
-    ("row", "arch"),
-    [pytest.param(row, arch, id=f"{arch}-{row.kernel}-{row.dims}-{row.bytes}-{row.extras}")
-     for row, arch in shipped()],
+    ("row", "arch", "extras"),
+    [pytest.param(*used, id="{arch}-{row.kernel}-{row.dims}-{row.bytes}-{extras}".format(**used._asdict()))
+     for used in shipped()],
 )  # fmt: skip
-def test_builds_fits_and_spills_nothing(row: Row, arch: int | str) -> None:
-    call = example(DTYPES[row.bytes], row.dims, 512, row.extras, "cpu", 1024)
+def test_builds_fits_and_spills_nothing(row: Row, arch: int | str, extras: bool) -> None:
+    call = example(DTYPES[row.bytes], row.dims, 512, extras, "cpu", 1024)
     (found,) = compiled(call, Target.named(arch, {row.kernel: row.tiles}, row.kernel))
     assert found.tiles == row.tiles
     assert found.spills == 0
     assert found.shared <= SHARED_BYTES[arch], "bytes of shared memory"
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", SHARED_BYTES)
 def test_parts_are_joined_without_spills(arch: int | str) -> None:
     """Of one new query: the keys are split among programs, and `combine` joins what these found."""
     call = example(torch.bfloat16, 256, 512, False, "cpu", 1024)
@@ -50,11 +44,26 @@ def test_parts_are_joined_without_spills(arch: int | str) -> None:
 
 
 def test_no_row_is_idle() -> None:
-    """Every row of the table is one of those that were compiled."""
-    assert {row for row, _ in shipped()} == {row for row in table() if row.arch != "interpreter"}
+    """Every row sizes some call for some target, with some version of Triton."""
+    versions = {INSTALLED, *(row.version for row in table() if row.version)}
+    assert {used.row for version in versions for used in shipped(version)} == set(table())
 
 
-@pytest.mark.parametrize("arch", [*ARCHS, 75, 89, 120])
+def test_the_narrowest_row_sizes_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls count before devices: a device's sizes for float32 are not for its bfloat16."""
+    tiles = Tiles(16, 16, 4, 1)
+    for_all = Row("any", "forward", 64, 2, 512, True, tiles, "")
+    float32 = Row(100, "forward", 128, 4, 512, True, tiles, "")
+    old = Row(100, "forward", 64, 2, 512, True, tiles, "", version=(3, 6))
+    monkeypatch.setattr(tuning, "table", lambda: (float32, old, for_all))
+    find = row_for.__wrapped__  # no cache
+    half, full = Wanted("forward", 64, 2, 512, False), Wanted("forward", 64, 4, 512, False)
+    assert find(100, half, (3, 9)) == for_all and find(90, half, (3, 6)) == for_all
+    assert find(100, half, (3, 6)) == old
+    assert find(100, full, (3, 6)) == float32
+
+
+@pytest.mark.parametrize("arch", [*SHARED_BYTES, 75, 89, 120])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_call_finds_sizes(arch: int | str, kernel: str) -> None:
     for dims, size in [(16, 2), (16, 4), *CALLS]:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,16 @@ from triton.backends.compiler import GPUTarget
 from lf_backend.backend import Call, Columns
 from lf_backend.backends.triton import launch
 from lf_backend.backends.triton.device import Device, options
-from lf_backend.backends.triton.tuning import Tiles, Wanted
+from lf_backend.backends.triton.tuning import INSTALLED, Row, Tiles, Version, Wanted, row_for, table
 from lf_backend.pattern import Window
 
 SHARED_BYTES: Mapping[int | str, int] = {  # of one program
     80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10,
 }  # fmt: skip
+
+KERNELS = ("forward", "grad_queries", "grad_keys", "grad_columns")
+CALLS = ((64, 2), (128, 2), (256, 2), (64, 4), (128, 4))  # head dimensions, bytes of an element
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
 class Compiled(NamedTuple):
@@ -37,6 +42,14 @@ class Compiled(NamedTuple):
     registers: int
     spills: int
     shared: int
+
+
+class Shipped(NamedTuple):
+    """A kernel that users may compile: of a row, for a target, for calls with or without extras."""
+
+    row: Row
+    arch: int | str
+    extras: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,16 @@ def example(dtype: torch.dtype, dims: int, reach: int, extras: bool, device: str
         dims**-0.5, 30.0 if extras else None, 0.1 if extras else 0.0,
         torch.zeros(1, dtype=torch.int64, device=device) if extras else None,
     )  # fmt: skip
+
+
+def shipped(version: Version = INSTALLED) -> list[Shipped]:
+    """Every row with every target and kind of call that it sizes."""
+    calls = product(KERNELS, CALLS, sorted({row.reach for row in table()}), (False, True), SHARED_BYTES)
+    found = {
+        Shipped(row_for(arch, Wanted(kernel, dims, size, reach, extras), version), arch, extras): None
+        for kernel, (dims, size), reach, extras, arch in calls
+    }
+    return list(found)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The device that kernels are compiled for and run on; or Triton's interpreter, on a CPU."""
+"""The device that kernels are compiled for and run on."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Device:
     """A device as launches see it.
 
     Attributes:
-        arch: Triton's word: 90 for compute capability 9.0, "gfx942", or "interpreter".
+        arch: Triton's word: 90 for compute capability 9.0, "gfx942".
         processors: how many programs run side by side.
-        index: None for the interpreter.
+        index: PyTorch's; None on the CPU.
     """
 
     arch: int | str
@@ -44,17 +44,11 @@ class Device:
         Raises:
             BuildError: it cannot be compiled for the device, or takes more than the device has.
         """
-        if self.index is None:
-            from lf_backend.backends.triton.interpreter import exact_bfloat16  # with numpy
-
-            with exact_bfloat16():
-                kernel[grid](**arguments)
-        else:
-            try:
-                with torch.cuda.device(self.index):  # a kernel runs on the current device, not its tensors'
-                    kernel[grid](**arguments, **options(size))
-            except TritonError as error:  # not compiled, or too large for the device
-                raise BuildError(f"{kernel.fn.__name__} with {size}: {error}") from error
+        try:
+            with torch.cuda.device(self.index):  # a kernel runs on the current device, not its tensors'
+                kernel[grid](**arguments, **options(size))
+        except TritonError as error:  # not compiled, or too large for the device
+            raise BuildError(f"{kernel.fn.__name__} with {size}: {error}") from error
 
 
 def options(size: Tiles) -> dict[str, Any]:
@@ -65,7 +59,9 @@ def options(size: Tiles) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _device(kind: str, index: int | None) -> Device:
     if knobs.runtime.interpret:
-        return Device("interpreter", processors=8, index=None)
+        from lf_backend.backends.triton.interpreter import Interpreter  # with numpy
+
+        return Interpreter("interpreter", processors=8, index=None)
     try:
         with torch.cuda.device(index):
             arch = triton.runtime.driver.active.get_current_target().arch

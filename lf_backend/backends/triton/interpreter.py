@@ -1,6 +1,6 @@
-"""Triton's interpreter, with bfloat16 as devices have it.
+"""Triton's interpreter: a device on the CPU, with bfloat16 as others have it.
 
-It keeps bfloat16 as uint16 in numpy: products multiply the bits as integers, and rounding cuts off. Here
+Triton keeps bfloat16 as uint16 in numpy: products multiply the bits as integers, and rounding cuts off. Here
 products are of the numbers, rounding is to the nearest, ties to even, and other arithmetic, which no kernel
 of ours asks for, is refused.
 """
@@ -14,6 +14,28 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
+
+from lf_backend.backends.triton.device import Device
+from lf_backend.backends.triton.tuning import Tiles, Wanted
+
+# Small, so that short sequences cross every edge.
+TILES = {
+    "forward": Tiles(32, 16, 1, 1),
+    "grad_queries": Tiles(32, 16, 1, 1),
+    "grad_keys": Tiles(16, 32, 1, 1),
+    "grad_columns": Tiles(32, 32, 1, 1),
+}
+
+
+class Interpreter(Device):
+    """A device for tensors of the CPU."""
+
+    def tiles(self, wanted: Wanted) -> Tiles:
+        return TILES[wanted.kernel]
+
+    def launch(self, kernel: Any, grid: tuple[int, int], size: Tiles, **arguments: Any) -> None:
+        with exact_bfloat16():
+            kernel[grid](**arguments)
 
 
 @contextmanager

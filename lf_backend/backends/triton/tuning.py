@@ -2,7 +2,8 @@
 
 A row holds for an architecture (as Triton calls it; "any" for all others), a kernel, head dimensions up to
 `dims`, elements of up to `bytes`, windows of up to `reach` steps (left + right), and calls with softcap, band
-bias or dropout only if `extras`. The first that fits is used.
+bias or dropout only if `extras`. Versions of Triton differ in where they spill registers: a row may hold for
+one `version` alone. Of the rows that hold for a call the narrowest sizes it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,12 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import triton
+
+Version = tuple[int, ...]  # major and minor
+INSTALLED: Version = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 class Tiles(NamedTuple):
@@ -33,7 +39,7 @@ class Wanted(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the table; `origin` says how it was found."""
+    """One row of the table; `origin` says how it was found, `version` which Triton it is for, if not all."""
 
     arch: int | str
     kernel: str
@@ -43,29 +49,39 @@ class Row(NamedTuple):
     extras: bool
     tiles: Tiles
     origin: str
+    version: Version | None = None
 
     def fits(self, wanted: Wanted) -> bool:
         """Whether the row is for a call."""
         below = wanted.dims <= self.dims and wanted.bytes <= self.bytes and wanted.reach <= self.reach
         return self.kernel == wanted.kernel and below and wanted.extras <= self.extras
 
+    @property
+    def breadth(self) -> tuple[int, ...]:
+        """How much it holds for: first calls, as sizes for other dims are worse than for other devices."""
+        devices = self.arch == "any", self.version is None
+        return self.bytes, self.dims, self.extras, self.reach, *devices
+
 
 @lru_cache(maxsize=1)
 def table() -> tuple[Row, ...]:
-    """All rows, in the order in which they are asked."""
+    """All rows."""
     text = resources.files(__package__).joinpath("tiles.json").read_text(encoding="utf-8")
-    return tuple(Row(**{**row, "tiles": Tiles(*row["tiles"])}) for row in json.loads(text))
+    return tuple(_row(**data) for data in json.loads(text))
 
 
 @lru_cache(maxsize=1024)
-def row_for(arch: int | str, wanted: Wanted) -> Row:
-    """The row that sizes a kernel of a call: the device's own before those for any.
+def row_for(arch: int | str, wanted: Wanted, version: Version = INSTALLED) -> Row:
+    """The row that sizes a kernel of a call.
 
     Raises:
         LookupError: there is none. Whatever the backend accepts has one.
     """
-    for known in (arch, "any"):
-        for row in table():
-            if row.arch == known and row.fits(wanted):
-                return row
+    here = [row for row in table() if row.arch in (arch, "any") and row.version in (None, version)]
+    if fitting := [row for row in here if row.fits(wanted)]:
+        return min(fitting, key=lambda row: row.breadth)
     raise LookupError(f"a row for {arch} or any that fits {wanted} wanted in tiles.json, found none")
+
+
+def _row(tiles: list[int], version: list[int] | None = None, **others: Any) -> Row:
+    return Row(tiles=Tiles(*tiles), version=tuple(version) if version else None, **others)
