@@ -6,7 +6,8 @@
 
 Prints everything that is tried. Without a GPU the candidates' order is the only judge: large tiles first, as
 they visit fewer invisible pairs for each product, among those that spill no register and fit the memory.
-Versions of Triton differ in what they spill: `--mend` writes rows for the one that is installed alone.
+Versions of Triton differ in what they spill: `--mend` writes rows for the one that is installed alone. A new
+row may size other calls too and not fit them: run it until it writes none.
 """
 
 from __future__ import annotations
