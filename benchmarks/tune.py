@@ -25,7 +25,7 @@ from rich.console import Console
 
 from lf_backend.backend import Call
 from lf_backend.backends.triton import launch, tuning
-from lf_backend.backends.triton.ahead import CALLS, DTYPES, SHARED_BYTES, Target, compiled, example, shipped
+from lf_backend.backends.triton.ahead import CALLS, DTYPES, SHARED_BYTES, built, example, shipped
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tuning import Row, Tiles, Wanted
 from lf_backend.errors import BuildError
@@ -60,8 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--compile", nargs="+", metavar="ARCH", help=f"any of {list(SHARED_BYTES)}")
-    parser.add_argument("--mend", action="store_true", help="compile all rows, replace those that do not fit")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--compile", nargs="+", metavar="ARCH", help=f"any of {list(SHARED_BYTES)}")
+    way.add_argument("--mend", action="store_true", help="compile all rows, replace those that do not fit")
     parser.add_argument("--kernels", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     options = parser.parse_args()
     console = Console(width=140, highlight=False)
@@ -71,7 +72,7 @@ def main() -> None:
             parser.error(f"--compile: some of {list(SHARED_BYTES)} wanted, got {unknown}")
         found = list(_by_compiling(archs, options.kernels, console))
     elif options.mend:
-        found = list(_by_mending(console))
+        found = list(_by_mending(options.kernels, console))
     elif torch.cuda.is_available():
         found = list(_by_measuring(options.kernels, console))
     else:
@@ -85,18 +86,15 @@ def _by_compiling(archs: list[int | str], kernels: list[str], console: Console) 
     arch = archs[0] if len(archs) == 1 else "any"
     for (dims, size), kernel in product(CALLS, kernels):
         largest = Row(arch, kernel, dims, size, ANY_REACH, True, LARGEST[size], "")
-        with_extras = _first(largest, archs, console)
-        yield with_extras
-        plain = _first(largest._replace(extras=False), archs, console)
-        if plain.tiles != with_extras.tiles:
-            yield plain
+        yield _first(largest, archs, console)
+        yield _first(largest._replace(extras=False), archs, console)
 
 
-def _by_mending(console: Console) -> Iterator[Row]:
+def _by_mending(kernels: list[str], console: Console) -> Iterator[Row]:
     """Others for the rows that do not fit, for each target and kind of call where they do not."""
     for row, arch, extras in shipped():
         own = row._replace(arch=arch, extras=extras, version=tuning.INSTALLED)
-        if not _fits(own, arch, row.tiles, console):
+        if row.kernel in kernels and not _fits(own, arch, console):
             yield _first(own, [arch], console)
 
 
@@ -104,17 +102,18 @@ def _first(row: Row, archs: list[int | str], console: Console) -> Row:
     """The row with the first candidate that all targets take: no larger than its own, or else just larger."""
     candidates = [Tiles(*sizes) for sizes in CANDIDATES[row.kernel]]
     larger = [one for one in candidates if one.rows * one.keys > row.tiles.rows * row.tiles.keys]
-    for candidate in [one for one in candidates if one not in larger] + larger[::-1]:
-        if all(_fits(row, arch, candidate, console) for arch in archs):
-            return row._replace(tiles=candidate, origin="compiled for " + ", ".join(map(str, archs)))
+    origin = "compiled for " + ", ".join(map(str, archs))
+    for tiles in [one for one in candidates if one not in larger] + larger[::-1]:
+        candidate = row._replace(tiles=tiles, origin=origin)
+        if all(_fits(candidate, arch, console) for arch in archs):
+            return candidate
     raise SystemExit(f"no candidate for {row} fits {archs}")
 
 
-def _fits(row: Row, arch: int | str, candidate: Tiles, console: Console) -> bool:
-    kernel, call = row.kernel, example(DTYPES[row.bytes], row.dims, 512, row.extras, "cpu", 1024)
-    found = compiled(call, Target.named(arch, {kernel: candidate}, kernel))[0]
+def _fits(row: Row, arch: int | str, console: Console) -> bool:
+    found = built(row, arch, row.extras)
     fits = found.spills == 0 and found.shared <= SHARED_BYTES[arch]
-    console.print(f"{arch} {call.q.dtype} {call.q.shape[-1]} {found} {'fits' if fits else 'does not fit'}")
+    console.print(f"{arch} {DTYPES[row.bytes]} {row.dims} {found} {'fits' if fits else 'does not fit'}")
     return fits
 
 

@@ -10,10 +10,10 @@ import torch
 from lf_backend.backends.triton import forward, tuning
 from lf_backend.backends.triton.ahead import (
     CALLS,
-    DTYPES,
     KERNELS,
     SHARED_BYTES,
     Target,
+    built,
     compiled,
     example,
     shipped,
@@ -27,8 +27,7 @@ from lf_backend.backends.triton.tuning import INSTALLED, Row, Tiles, Wanted, row
      for used in shipped()],
 )  # fmt: skip
 def test_builds_fits_and_spills_nothing(row: Row, arch: int | str, extras: bool) -> None:
-    call = example(DTYPES[row.bytes], row.dims, 512, extras, "cpu", 1024)
-    (found,) = compiled(call, Target.named(arch, {row.kernel: row.tiles}, row.kernel))
+    found = built(row, arch, extras)
     assert found.tiles == row.tiles
     assert found.spills == 0
     assert found.shared <= SHARED_BYTES[arch], "bytes of shared memory"

@@ -107,6 +107,13 @@ def example(dtype: torch.dtype, dims: int, reach: int, extras: bool, device: str
     )  # fmt: skip
 
 
+def built(row: Row, arch: int | str, extras: bool) -> Compiled:
+    """A row's kernel, for a target and a call with or without extras."""
+    call = example(DTYPES[row.bytes], row.dims, 512, extras, "cpu", 1024)
+    (found,) = compiled(call, Target.named(arch, {row.kernel: row.tiles}, row.kernel))
+    return found
+
+
 def shipped(version: Version = INSTALLED) -> list[Shipped]:
     """Every row with every target and kind of call that it sizes."""
     calls = product(KERNELS, CALLS, sorted({row.reach for row in table()}), (False, True), SHARED_BYTES)
