@@ -19,8 +19,8 @@ from torch import Tensor
 import lf_backend as lf
 from benchmarks import peers, record
 from benchmarks.record import Row
-from lf_backend.blockmap import block_map
 from lf_backend.measure import Timing, interleaved, peak_bytes
+from lf_backend.pattern.block_map import block_map
 
 LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
 BASE = lf.conventions.huggingface(WINDOW)

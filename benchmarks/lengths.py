@@ -17,8 +17,8 @@ from torch import Tensor
 import lf_backend as lf
 from benchmarks import peers, record
 from benchmarks.record import Row
+from lf_backend._optional import optional
 from lf_backend.measure import interleaved, peak_bytes
-from lf_backend.optional import optional
 
 WINDOW, HEADS, HEAD_DIM = 512, 12, 64
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lf_backend.pattern import Pattern, Window
+from lf_backend.pattern.terms import Pattern, Window
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

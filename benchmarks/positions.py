@@ -17,7 +17,7 @@ import lf_backend as lf
 from benchmarks import record
 from benchmarks.record import Row
 from lf_backend.measure import interleaved, peak_bytes
-from lf_fairseq import relative
+from lf_fairseq.attention import relative
 
 HEADS, HEAD_DIM, WINDOW, BLOCK = 8, 64, 512, 1024
 LENGTHS = (2048, 8192)

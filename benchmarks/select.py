@@ -20,7 +20,7 @@ from torch import Tensor
 
 import lf_backend as lf
 from benchmarks import record
-from lf_backend import measured
+from lf_backend.dispatch import measured
 from lf_backend.measure import Timing, interleaved
 from lf_backend.problem import Feature, Problem
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     options = parser.parse_args()
     device, console = torch.device(options.device), Console(width=160, highlight=False)
-    found: dict[Problem, measured.Row] = {}
+    found: dict[Problem, measured.MeasuredCall] = {}
     for call in _calls(options.dtypes):
         problem, runs = _runs(device, *call)
         if len(runs) > 1 and problem not in found:
@@ -102,9 +102,9 @@ def _check_equal(runs: dict[str, Callable[[], Tensor]]) -> None:
             raise SystemExit(f"{list(runs)}: results differ; nothing is written")
 
 
-def _row(problem: Problem, device: torch.device, timings: dict[str, Timing]) -> measured.Row:
+def _row(problem: Problem, device: torch.device, timings: dict[str, Timing]) -> measured.MeasuredCall:
     times = {name: float(f"{timing.median * 1e3:.3g}") for name, timing in timings.items()}
-    return measured.Row(
+    return measured.MeasuredCall(
         device.type, problem.dtype, Feature.BACKWARD in problem.features, problem.queries, problem.keys,
         problem.window, problem.coverage, tuple(sorted(times.items(), key=lambda item: item[1])),
     )  # fmt: skip

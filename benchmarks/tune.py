@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 
 from lf_backend.backend import Call
-from lf_backend.backends.triton import launch, tuning
+from lf_backend.backends.triton import devices, launch, tuning
 from lf_backend.backends.triton.ahead import CALLS, DTYPES, SHARED_BYTES, built, example, shipped
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tuning import Row, Tiles, Wanted
@@ -119,7 +119,7 @@ def _fits(row: Row, arch: int | str, console: Console) -> bool:
 
 def _by_measuring(kernels: list[str], console: Console) -> Iterator[Row]:
     """The fastest candidates on the GPU at hand."""
-    device = Device.of(torch.device("cuda", torch.cuda.current_device()))
+    device = devices.of(torch.device("cuda", torch.cuda.current_device()))
     for (dims, size), reach in product(CALLS, REACHES):
         call = example(DTYPES[size], dims, reach, False, "cuda", LENGTH)
         last = ANY_REACH if reach == REACHES[-1] else reach

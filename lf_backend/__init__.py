@@ -10,17 +10,18 @@ print(lf.explain(q, k, v, pattern))
 from lf_backend import conventions, schedules, sparsity
 from lf_backend.api import attention, explain, patch, probabilities
 from lf_backend.backend import Backend, Capabilities
+from lf_backend.dispatch.registry import backends, register
+from lf_backend.dispatch.select import select, use_backend
+from lf_backend.dispatch.selection import Selection
 from lf_backend.errors import LFError, PatchError, PatternError, ShapeError, UnsupportedError
-from lf_backend.notation import from_dict, from_json, parse, to_dict, to_json
 from lf_backend.patching import Patch
-from lf_backend.pattern import Causal, Global, Pattern, Window
-from lf_backend.picture import Picture, draw
-from lf_backend.predicate import Predicate
+from lf_backend.pattern.named import term
+from lf_backend.pattern.notation import from_dict, from_json, parse, to_dict, to_json
+from lf_backend.pattern.picture import Picture, draw
+from lf_backend.pattern.predicate import Predicate
+from lf_backend.pattern.terms import Causal, Global, Pattern, Window
 from lf_backend.problem import Feature, Machine, Problem
-from lf_backend.registry import backends, register
 from lf_backend.schedules import receptive_field
-from lf_backend.selection import Selection, select, use_backend
-from lf_backend.terms import term
 
 __version__ = "0.1.0"
 

@@ -1,59 +1,47 @@
-"""What users call: `attention`, `explain` and `patch`."""
+"""What users call: `attention`, `explain`, `probabilities` and `patch`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from lf_backend import checks, dropout, ops
 from lf_backend.backends.reference import Reference, weights
-from lf_backend.patching import patch as patch
-from lf_backend.pattern import Pattern
+from lf_backend.dispatch.selection import Selection
+from lf_backend.errors import ArgumentError
+from lf_backend.numerics import dropout
+from lf_backend.ops import around_backend, checks, op
+from lf_backend.ops.arguments import Arguments
+from lf_backend.ops.options import DEFAULTS, Options, takes_options
+from lf_backend.ops.pattern_table import intern
+from lf_backend.patching.apply import patch as patch
+from lf_backend.pattern.terms import Pattern
 from lf_backend.problem import Machine
-from lf_backend.selection import Selection
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @overload
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, key_padding: Tensor | None = None,
-    global_mask: Tensor | None = None, global_q: Tensor | None = None, global_k: Tensor | None = None,
-    global_v: Tensor | None = None, scale: float | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None, band_bias: Tensor | None = None, dropout_p: float = 0.0,
-    return_lse: Literal[False] = False, backend: str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, return_lse: Literal[False] = False,
+    **options: Unpack[Options],
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, key_padding: Tensor | None = None,
-    global_mask: Tensor | None = None, global_q: Tensor | None = None, global_k: Tensor | None = None,
-    global_v: Tensor | None = None, scale: float | None = None, softcap: float | None = None,
-    sinks: Tensor | None = None, band_bias: Tensor | None = None, dropout_p: float = 0.0,
-    return_lse: Literal[True], backend: str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, return_lse: Literal[True],
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
+@takes_options
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern | str,
-    *,
-    key_padding: Tensor | None = None,
-    global_mask: Tensor | None = None,
-    global_q: Tensor | None = None,
-    global_k: Tensor | None = None,
-    global_v: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    band_bias: Tensor | None = None,
-    dropout_p: float = 0.0,
-    return_lse: bool = False,
-    backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, return_lse: bool = False,
+    **options: Unpack[Options],
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Exact attention under a sparse pattern, differentiable, linear in length.
 
     Equal to dense attention under `pattern.mask(N, M)`: softmax in float32 (float64 for float64),
@@ -90,34 +78,16 @@ def attention(
         PatternError: a pattern that does not fit the call.
         UnsupportedError: nobody, or not the backend asked for, can run it; holds every reason.
     """
-    arguments = _arguments(
-        q, k, v, pattern, key_padding=key_padding, global_mask=global_mask, global_q=global_q,
-        global_k=global_k, global_v=global_v, scale=scale, softcap=softcap, sinks=sinks,
-        band_bias=band_bias, dropout_p=dropout_p, backend=backend,
-    )  # fmt: skip
-    out, lse = ops.attention(*(getattr(arguments, name) for name in ops.Arguments.__dataclass_fields__))
+    arguments = _arguments(q, k, v, pattern, options)
+    out, lse = op.attention(*arguments.values())
     return (out, lse) if return_lse else out
 
 
+@takes_options
 def explain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern | str,
-    *,
-    key_padding: Tensor | None = None,
-    global_mask: Tensor | None = None,
-    global_q: Tensor | None = None,
-    global_k: Tensor | None = None,
-    global_v: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    band_bias: Tensor | None = None,
-    dropout_p: float = 0.0,
-    backend: str | None = None,
-    machine: Machine | None = None,
-) -> Selection:
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, machine: Machine | None = None,
+    **options: Unpack[Options],
+) -> Selection:  # fmt: skip
     """Which backend would run this call of `attention`, and why not the others.
 
     Takes `attention`'s arguments; computes nothing, so tensors on the "meta" device will do.
@@ -125,29 +95,12 @@ def explain(
     Args:
         machine: the machine to ask about, by default the one that holds `q`.
     """
-    arguments = _arguments(
-        q, k, v, pattern, key_padding=key_padding, global_mask=global_mask, global_q=global_q,
-        global_k=global_k, global_v=global_v, scale=scale, softcap=softcap, sinks=sinks,
-        band_bias=band_bias, dropout_p=dropout_p, backend=backend,
-    )  # fmt: skip
-    return arguments.selection(machine)
+    return _arguments(q, k, v, pattern, options).selection(machine)
 
 
+@takes_options
 def probabilities(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern | str,
-    *,
-    key_padding: Tensor | None = None,
-    global_mask: Tensor | None = None,
-    global_q: Tensor | None = None,
-    global_k: Tensor | None = None,
-    global_v: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-    band_bias: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, **options: Unpack[Options]
 ) -> Tensor:
     """The attention weights [B, H, N, M] themselves, before dropout: for people, and quadratic.
 
@@ -155,32 +108,34 @@ def probabilities(
     less the share of its sink, and to 0 where it sees nothing. `weights @ v` is `attention`'s output,
     but for global rows with projections of their own, which weigh `global_v`.
     """
+    for name in ("dropout_p", "backend"):
+        if options.get(name):
+            raise ArgumentError(
+                f"probabilities: {name} left out wanted, got {options[name]!r}: weights "
+                "are shown before dropout, computed densely"
+            )
     with torch.no_grad():
-        arguments = _arguments(
-            q, k, v, pattern, key_padding=key_padding, global_mask=global_mask, global_q=global_q,
-            global_k=global_k, global_v=global_v, scale=scale, softcap=softcap, sinks=sinks,
-            band_bias=band_bias, dropout_p=0.0, backend=Reference.name,
-        )  # fmt: skip
-        return ops.probabilities(arguments, weights)
+        arguments = _arguments(q, k, v, pattern, {**options, "backend": Reference.name})
+        return around_backend.probabilities(arguments, weights)
 
 
-def _arguments(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, scale: float | None,
-    softcap: float | None, dropout_p: float, backend: str | None, **tensors: Tensor | None,
-) -> ops.Arguments:  # fmt: skip
-    """The operator's arguments, cast for autocast and checked."""
+def _arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options: Options) -> Arguments:
+    """Return the operator's arguments, cast for autocast and checked."""
     text, pattern = pattern, checks.check_pattern(pattern)
     checks.check_tensors(q=q, k=k, v=v)
-    q, k, v, *own = _autocast(q, k, v, *(tensors[name] for name in _PROJECTIONS))
-    tensors.update(zip(_PROJECTIONS, own, strict=True))
-    floats = (q, k, v, *own, tensors["sinks"], tensors["band_bias"])
-    arguments = ops.Arguments(
+    given: dict[str, Any] = {**DEFAULTS, **options}
+    q, k, v, *own = _autocast(q, k, v, *(given[name] for name in _PROJECTIONS))
+    given.update(zip(_PROJECTIONS, own, strict=True))
+    floats = (q, k, v, *own, given["sinks"], given["band_bias"])
+    scale, softcap, dropout_p = (given.pop(name) for name in ("scale", "softcap", "dropout_p"))
+    backend = given.pop("backend")
+    arguments = Arguments(
         q=q,
         k=k,
         v=v,
-        **tensors,
+        **given,
         seed=dropout.draw_seed(q) if dropout_p else None,
-        pattern=text if isinstance(text, str) else ops.intern(pattern),
+        pattern=text if isinstance(text, str) else intern(pattern),
         scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
         softcap=None if softcap is None else float(softcap),
         dropout_p=float(dropout_p),

@@ -1,9 +1,9 @@
 """The contract between the operator and a backend.
 
 A backend computes the *local* part of the attention: bands, global columns and predicates in one
-softmax, for all rows. Everything around it is written once in `ops.py`: which rows are global and
-what they are, sinks, padded queries, empty rows in the backward, NaN in padded keys. So a backend is
-its capabilities (class data) and two functions.
+softmax, for all rows. Everything around it is written once in `ops/around_backend.py`: which rows are
+global and what they are, sinks, padded queries, empty rows in the backward, NaN in padded keys. So a
+backend is its capabilities (class data) and two functions.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
-from lf_backend.bands import Lowered
+from lf_backend.pattern.lowered import Lowered
 from lf_backend.problem import Feature, Machine, Problem
 
 FLOATS = frozenset({"float64", "float32", "bfloat16", "float16"})
@@ -162,17 +161,16 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         """Gradients, with weights P = exp(score - lse).
 
         Args:
             grad_out: [B, H, N, D].
+            out: [B, H, N, D], what the whole call gave, with `delta` the sum of grad_out * out over D; None
+                where the log-sum-exp has a gradient, so that no output has this delta.
             delta: [B, H, N], like lse; the gradient of a score is P * (grad_out @ v - delta).
             lse: [B, H, N], of the *whole* softmax, which may hold more than the local part.
-                +inf marks a row without any effect; grad_out and delta are 0 there.
+                +inf marks a row without any effect, whatever grad_out, out and delta hold there.
         """
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32: the dtype of softmax, lse and accumulated gradients."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lf_backend._integers import integer
 from lf_backend.errors import PatternError
-from lf_backend.integers import integer
-from lf_backend.pattern import Window
+from lf_backend.pattern.terms import Window
 
 
 def huggingface(attention_window: int) -> Window:

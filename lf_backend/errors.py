@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lf_backend.selection import Selection
+    from lf_backend.dispatch.selection import Selection
 
 
 class LFError(Exception):
     """Base of every error raised by lf_backend."""
+
+
+class ArgumentError(LFError, TypeError):
+    """An argument by a name that the function does not have."""
 
 
 class PatternError(LFError, ValueError):

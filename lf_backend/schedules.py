@@ -15,10 +15,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lf_backend._integers import integer
 from lf_backend.errors import PatternError
-from lf_backend.integers import integer
-from lf_backend.notation import from_dict, parse, to_dict
-from lf_backend.pattern import Pattern, Window
+from lf_backend.pattern.notation import from_dict, parse, to_dict
+from lf_backend.pattern.terms import Pattern, Window
 
 Schedule = tuple[Pattern, ...]
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from lf_backend._integers import integer
 from lf_backend.errors import PatternError
-from lf_backend.integers import integer
-from lf_backend.pattern import Causal, Global, Pattern, Window
-from lf_backend.predicate import Predicate
-from lf_backend.terms import term
+from lf_backend.pattern.named import term
+from lf_backend.pattern.predicate import Predicate
+from lf_backend.pattern.terms import Causal, Global, Pattern, Window
 
 
 @term

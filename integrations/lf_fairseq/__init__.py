@@ -28,10 +28,10 @@ What differs, all of it:
 
 from __future__ import annotations
 
-from lf_fairseq.adapter import Fairseq
-from lf_fairseq.projections import add_global_projections
+from lf_fairseq.patch.adapter import Fairseq
+from lf_fairseq.patch.global_projections import add_global_projections
+from lf_fairseq.patch.global_tokens import set_global_tokens
 from lf_fairseq.register import check_name, register, when_fairseq_is_imported
-from lf_fairseq.tokens import set_global_tokens
 
 check_name(__name__, __path__[0])
 adapter = Fairseq()

@@ -7,7 +7,7 @@ package with the same architectures, of which fairseq keeps the first without a 
 from __future__ import annotations
 
 from lf_backend.errors import LFError
-from lf_backend.optional import when_imported
+from lf_backend.patching import when_imported
 
 PACKAGE = "lf_fairseq"
 _HOME = "fairseq"
@@ -28,11 +28,11 @@ def register() -> None:
     Raises:
         FairseqError: no fairseq that can be used.
     """
-    from lf_fairseq import require
+    from lf_fairseq import upstream
 
-    require.fairseq()
-    import lf_fairseq.architectures
-    import lf_fairseq.longformer_lm  # noqa: F401
+    upstream.fairseq()
+    import lf_fairseq.archs.longformer_lm
+    import lf_fairseq.archs.transformers  # noqa: F401
 
 
 def when_fairseq_is_imported() -> None:

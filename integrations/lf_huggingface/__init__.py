@@ -35,13 +35,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lf_huggingface.plan import HuggingFace
-from lf_huggingface.register import register, unregister, when_transformers_is_imported
+from lf_huggingface.interface.register import register, unregister, when_transformers_is_imported
+from lf_huggingface.patch.adapter import HuggingFace
 
 if TYPE_CHECKING:
-    from lf_huggingface.conversion import convert
-    from lf_huggingface.loading import auto_patch
-    from lf_huggingface.window_cache import WindowCache
+    from lf_huggingface.cache.window import WindowCache
+    from lf_huggingface.conversion.convert import convert
+    from lf_huggingface.patch.auto import auto_patch
 
 adapter = HuggingFace()
 when_transformers_is_imported()
@@ -49,9 +49,9 @@ when_transformers_is_imported()
 __all__ = ["HuggingFace", "WindowCache", "adapter", "auto_patch", "convert", "register", "unregister"]
 
 _HOMES = {
-    "WindowCache": "lf_huggingface.window_cache",
-    "auto_patch": "lf_huggingface.loading",
-    "convert": "lf_huggingface.conversion",
+    "WindowCache": "lf_huggingface.cache.window",
+    "auto_patch": "lf_huggingface.patch.auto",
+    "convert": "lf_huggingface.conversion.convert",
 }
 
 

@@ -50,7 +50,8 @@ def _convert(
     """Convert, write, read back and verify; what was found, as text."""
     import transformers
 
-    from lf_huggingface import conversion, verification
+    from lf_huggingface.conversion import verify
+    from lf_huggingface.conversion.convert import convert
     from lf_huggingface.errors import ConversionError
 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -63,9 +64,7 @@ def _convert(
     tokenizer = None
     if (source / "tokenizer_config.json").exists():
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    made: Any = conversion.convert(
-        short, max_length, attention_window, keep_class=keep_class, tokenizer=tokenizer
-    )
+    made: Any = convert(short, max_length, attention_window, keep_class=keep_class, tokenizer=tokenizer)
     made.save_pretrained(target, max_shard_size=shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
@@ -73,7 +72,7 @@ def _convert(
     read, info = type(made).from_pretrained(target, output_loading_info=True, **implementation)
     if wrong := {name: keys for name, keys in info.items() if keys}:
         raise ConversionError(f"target: a checkpoint that loads whole wanted, got {wrong}")
-    found = verification.check(short, read)
+    found = verify.check(short, read)
     return (
         f"{type(short).__name__} -> {type(made).__name__}: {max_length} positions, window "
         f"{attention_window}\n"

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
-from lf_backend.bands import Form
 from lf_backend.errors import BuildError
-from lf_backend.interchange import BLOCK, MaskMod, block_mask, block_states, mask_mod
+from lf_backend.pattern.interchange import BLOCK, MaskMod, block_mask, block_states, mask_mod
+from lf_backend.pattern.lowered import Form
 from lf_backend.problem import Feature, Machine, Problem
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ class Flex(Backend):
         out, lse = self._attend(call, call.q, *_with_columns(call))
         return out.masked_fill(lse[..., None] == -torch.inf, 0), lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         """FlexAttention's own backward, of the local softmax.
 
         With w = exp(own lse - lse), the share of the local part, its upstream gradients are w * grad_out

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lf_backend import dense, dropout, taps
-from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.numerics import band_bias, dense, dropout
+from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.problem import Feature
 
 
@@ -25,7 +26,9 @@ class Reference(Backend):
         out, lse = (torch.stack(parts) for parts in zip(*results, strict=True))
         return out.to(call.q.dtype), lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         parts = [
             dense.backward(_area(call, batch), grad_out[batch], delta[batch], lse[batch])
             for batch in range(call.q.shape[0])
@@ -50,7 +53,9 @@ def _area(call: Call, batch: int) -> dense.Rectangle:
     bias = keep = None
     if call.band_bias is not None:
         own = call.band_bias[batch if call.band_bias.shape[0] > 1 else 0]
-        bias = taps.spread(own.to(accumulation_dtype(own.dtype)), call.lowered.bands[0], queries, len(keys))
+        bias = band_bias.spread(
+            own.to(accumulation_dtype(own.dtype)), call.lowered.bands[0], queries, len(keys)
+        )
     if call.dropout_p:
         assert call.seed is not None, "the operator draws a seed"
         dtype = accumulation_dtype(call.q.dtype)
@@ -80,7 +85,7 @@ def _bias_gradient(call: Call, scores: list[Tensor]) -> Tensor | None:
         return None
     queries = torch.arange(call.q.shape[2], device=call.q.device) + call.offset
     width = call.band_bias.shape[-1]
-    grads = torch.stack([taps.collect(s, call.lowered.bands[0], queries, width) for s in scores])
+    grads = torch.stack([band_bias.collect(s, call.lowered.bands[0], queries, width) for s in scores])
     if call.band_bias.shape[0] == 1:
         grads = grads.sum(0, keepdim=True)
     return grads.to(call.band_bias.dtype)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lf_backend import dense
-from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.numerics import dense
+from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -59,9 +60,10 @@ class Sdpa(Backend):
         lse = lse.masked_fill(_sees_nothing(call), -torch.inf)
         return out.contiguous(), lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
-        out, exact = _out_of(delta, grad_out)
-        if not exact:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
+        if out is None:  # the kernel forms delta itself, from an output that does not exist here
             return _dense_backward(call, grad_out, delta, lse)
         q, scale, sign = _scaled(call)
         grad_q, grad_k, grad_v = _flash_backward(
@@ -114,21 +116,6 @@ def _sees_nothing(call: Call) -> Tensor:
     if call.key_padding is None:
         return torch.zeros(1, 1, 1, dtype=torch.bool)
     return call.key_padding.all(1)[:, None, None]
-
-
-def _out_of(delta: Tensor, grad_out: Tensor) -> tuple[Tensor, bool]:
-    """An output whose product with grad_out [B, H, N, D] is delta [B, H, N], and whether there is one.
-
-    The kernel knows delta, which is all that it uses of the output, by no other way. Ours may be another
-    one, where the log-sum-exp has a gradient or a sink takes part. Where grad_out is 0, or so small that the
-    dtype cannot hold the output, it cannot be made: then products of whole matrices do the work.
-    """
-    unit = grad_out.abs().amax(-1, keepdim=True).to(delta.dtype)
-    direction = grad_out / unit.masked_fill(unit == 0, 1)
-    length = direction.square().sum(-1, keepdim=True, dtype=delta.dtype) * unit
-    wanted = delta[..., None]
-    out = (direction * (wanted / length.masked_fill(length == 0, 1))).to(grad_out.dtype)
-    return out, bool((((length > 0) | (wanted == 0)) & out.isfinite()).all())
 
 
 def _dense_backward(call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:

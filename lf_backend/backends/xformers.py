@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lf_backend import dense
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
-from lf_backend.bands import Band
 from lf_backend.errors import BuildError
-from lf_backend.interchange import xformers_bias
+from lf_backend.numerics import dense
+from lf_backend.pattern.bands import Band
+from lf_backend.pattern.interchange import xformers_bias
 from lf_backend.problem import Feature, Machine, Problem
 
 EXTRA = 8  # dimensions
@@ -87,7 +87,9 @@ class Xformers(Backend):
             _join(area.of_queries(out), area.of_queries(lse), more, more_lse)
         return out.masked_fill_(lse[..., None] == -torch.inf, 0).to(call.q.dtype), lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         grad_q, grad_k, grad_v = (
             torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (call.q, call.k, call.v)
         )

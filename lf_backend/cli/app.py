@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from lf_backend.cli import asking, info, reading
+from lf_backend.cli import arguments, hypothetical_call, info
 from lf_backend.errors import LFError
-from lf_backend.picture import draw as draw_pattern
+from lf_backend.pattern.picture import draw as draw_pattern
 
 BAD_INPUT, DISAGREEMENT = 2, 1
 
@@ -65,9 +65,12 @@ def explain(
     heads: Annotated[int, typer.Option(help="Query heads.", min=1)] = 12,
     kv_heads: Annotated[int | None, typer.Option(help="Key heads, if fewer.", min=1)] = None,
     head_dim: Annotated[int, typer.Option(help="Width of a head.", min=1)] = 64,
-    dtype: Annotated[asking.Dtype, typer.Option(help="Of q, k and v.")] = asking.Dtype.FLOAT32,
+    dtype: Annotated[
+        hypothetical_call.Dtype, typer.Option(help="Of q, k and v.")
+    ] = hypothetical_call.Dtype.FLOAT32,
     needs: Annotated[
-        list[asking.Need] | None, typer.Option("--with", help="What else the call has; may be repeated.")
+        list[hypothetical_call.Need] | None,
+        typer.Option("--with", help="What else the call has; may be repeated."),
     ] = None,
     machine: Annotated[
         str, typer.Option(help='Where it would run: "cpu", "cuda", or one nobody has here, "cuda:9.0".')
@@ -77,11 +80,11 @@ def explain(
     ] = None,
 ) -> None:
     """Which backend would run a call, and why not the others. Computes nothing."""
-    call = asking.Call(
-        reading.pattern(pattern), length, keys or length, batch, heads, kv_heads or heads, head_dim, dtype,
+    call = hypothetical_call.Call(
+        arguments.pattern(pattern), length, keys or length, batch, heads, kv_heads or heads, head_dim, dtype,
         frozenset(needs or ()),
     )  # fmt: skip
-    typer.echo(str(asking.ask(call, asking.machine(machine, package or []))))
+    typer.echo(str(hypothetical_call.ask(call, hypothetical_call.machine(machine, package or []))))
 
 
 @app.command()
@@ -96,10 +99,10 @@ def draw(
 ) -> None:
     """Draw a pattern, or one per layer, as text or as a PNG file."""
     console = Console(soft_wrap=True)
-    layers = reading.layers(pattern)
+    layers = arguments.layers(pattern)
     if out is not None and len(layers) > 1:
         raise LFError(f"--out: one pattern wanted, {pattern} has {len(layers)} layers")
-    for numbers, layer in reading.runs(layers):
+    for numbers, layer in arguments.runs(layers):
         picture = draw_pattern(layer, length, keys, heads, cells)
         if out is not None:
             picture.save(out)
@@ -107,7 +110,7 @@ def draw(
             continue
         if len(layers) > 1:
             console.print(f"{numbers}:", style="bold", highlight=False)
-        console.print(reading.coloured(picture, ascii))
+        console.print(arguments.coloured(picture, ascii))
 
 
 @app.command()
@@ -134,7 +137,7 @@ def demo(
     plot: Annotated[Path | None, typer.Option(help="Where to save the plot. [default: lf-demo.png]")] = None,
 ) -> None:  # fmt: skip
     """A Longformer of Hugging Face reads a long text, as it is and through this library."""
-    from lf_backend.demo import run  # loads what measures
+    from lf_backend.cli.demo import run  # loads what measures
 
     request = run.Request(tuple(files or ()), model, max_length, window, layers, seed, device, plot)
     if not run.run(request, Console()):

@@ -12,9 +12,9 @@ from rich.table import Table
 
 import lf_backend
 from lf_backend.backend import FLOATS, Backend
-from lf_backend.patching import adapters
+from lf_backend.dispatch.registry import Broken, backends, working
+from lf_backend.patching.apply import adapters
 from lf_backend.problem import OPTIONAL_PACKAGES, Feature, Machine
-from lf_backend.registry import Broken, backends, working
 
 
 def show(console: Console) -> None:

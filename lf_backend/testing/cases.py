@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lf_backend.ops import Arguments, intern
-from lf_backend.pattern import Causal, Global, Pattern, Window
-from lf_backend.predicate import Predicate
+from lf_backend.ops.arguments import Arguments
+from lf_backend.ops.pattern_table import intern
+from lf_backend.pattern.predicate import Predicate
+from lf_backend.pattern.terms import Causal, Global, Pattern, Window
 from lf_backend.problem import Problem
 from lf_backend.sparsity import block_local, documents, fixed, random_blocks
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lf_backend import dropout
-from lf_backend.backend import accumulation_dtype
-from lf_backend.pattern import Pattern
+from lf_backend.numerics import dropout
+from lf_backend.numerics.precision import accumulation_dtype
+from lf_backend.pattern.terms import Pattern
 
 
 def attention(

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from lf_backend.pattern import Causal, Global, Pattern, Window
-from lf_backend.predicate import Predicate
+from lf_backend.pattern.predicate import Predicate
+from lf_backend.pattern.terms import Causal, Global, Pattern, Window
 from lf_backend.testing.cases import Case
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")

@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lf_backend as lf
-from lf_backend import blockmap, registry
 from lf_backend.backend import Backend
+from lf_backend.dispatch import registry
+from lf_backend.pattern import block_map
 from lf_backend.problem import Feature, Machine
 from lf_backend.testing.cases import CASES, Case, named
 from lf_backend.testing.checking import check
@@ -83,7 +84,7 @@ def test_bounds_hold(case: Case) -> None:
     """What backends skip, trusting the bounds of a predicate, is invisible; what they do not mask is not."""
     for rule in case.pattern.lowered.others:
         for head in range(case.heads):
-            blockmap.check(rule, head, case.queries, case.length)
+            block_map.check(rule, head, case.queries, case.length)
 
 
 @every_backend

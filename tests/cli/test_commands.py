@@ -7,9 +7,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from lf_backend import Backend, registry, schedules
+from lf_backend import Backend, schedules
 from lf_backend.cli.app import app
-from lf_backend.registry import Broken
+from lf_backend.dispatch import registry
+from lf_backend.dispatch.registry import Broken
 
 
 def run(*arguments):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lf_backend import LFError
 from lf_backend.cli.app import app
-from lf_backend.demo import comparison, document, subject
+from lf_backend.cli.demo import comparison, document, subject
 
 TEXT = "It was the best of times, it was the worst of times. " * 8
 
@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_model(transformers):
 
 
 def test_models_that_disagree_end_with_1(transformers, text, monkeypatch):
-    from lf_backend.demo import run as module
+    from lf_backend.cli.demo import run as module
 
     patch = module.patch
     monkeypatch.setattr(module, "patch", lambda model: patch(model, "window(7, 8)"))
@@ -198,7 +198,7 @@ def test_lengths_double_up_to_the_longest():
 def test_a_package_that_is_there_but_broken_is_not_called_missing(monkeypatch, tmp_path):
     (tmp_path / "halfway.py").write_text("import no_such_module_at_all", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    from lf_backend.optional import optional
+    from lf_backend._optional import optional
 
     with pytest.raises(ModuleNotFoundError, match="no_such_module_at_all"):
         optional("halfway", "plots")

@@ -6,7 +6,7 @@ import torch._dynamo.testing
 from torch.utils.checkpoint import checkpoint
 
 import lf_backend as lf
-from lf_backend import ops
+from lf_backend.ops.pattern_table import intern
 from lf_backend.testing.cases import CASES
 
 PATTERN = lf.Window(6, 4) | lf.Global(0)
@@ -140,7 +140,7 @@ def test_operator_passes_torchs_own_checks(name: str) -> None:
     seed = torch.tensor([5]) if case.dropout_p else None
     arguments = (
         t.q, t.k, t.v, t.global_q, t.global_k, t.global_v, t.key_padding, t.global_mask, t.sinks,
-        t.band_bias, seed, ops.intern(case.pattern), 0.3, case.softcap, case.dropout_p, True, "",
+        t.band_bias, seed, intern(case.pattern), 0.3, case.softcap, case.dropout_p, True, "",
     )  # fmt: skip
     torch.library.opcheck(torch.ops.lf_backend.attention.default, arguments)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend import dropout
+from lf_backend.numerics import dropout
 
 
 def mask(p: float, seed: int = 1, heads: int = 2, queries: int = 300, keys: int = 400) -> torch.Tensor:

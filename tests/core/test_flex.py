@@ -11,11 +11,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import flex_attention
 
 import lf_backend as lf
-from lf_backend import registry, selection
 from lf_backend.backends import flex
 from lf_backend.backends.flex import Flex
+from lf_backend.dispatch import registry, select
 from lf_backend.errors import BuildError
-from lf_backend.interchange import BLOCK
+from lf_backend.pattern.interchange import BLOCK
 from lf_backend.problem import Machine
 from lf_backend.testing import check
 from lf_backend.testing.cases import named
@@ -180,7 +180,7 @@ class Unbuilt(StandIn):
 
 @pytest.fixture
 def unbuilt(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(selection, "_ruled_out", {})
+    monkeypatch.setattr(select, "_ruled_out", {})
     registry.register(Unbuilt)
     yield
     registry.unregister("unbuilt")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend import measured, selection
-from lf_backend.measured import Row, nearest, ordered
+from lf_backend.dispatch import measured, select
+from lf_backend.dispatch.measured import MeasuredCall, nearest, ordered
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
 CPU = Machine("cpu")
@@ -16,9 +16,9 @@ CPU = Machine("cpu")
 
 def row(
     length: int, window: int, coverage: Coverage = Coverage.PART, backward: bool = False, **ms: float
-) -> Row:
+) -> MeasuredCall:
     times = tuple(sorted(ms.items(), key=lambda item: item[1]))
-    return Row("cpu", "float32", backward, length, length, window, coverage, times)
+    return MeasuredCall("cpu", "float32", backward, length, length, window, coverage, times)
 
 
 SHORT = row(64, 17, reference=1.0, blocked=2.0)
@@ -29,10 +29,10 @@ WHOLE = row(64, 64, Coverage.ALL, sdpa=0.5, reference=1.0, blocked=2.0)
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(measured, "rows", lambda: (SHORT, LONG, WHOLE))
-    selection._select.cache_clear()
+    select._select.cache_clear()
     yield
     monkeypatch.undo()
-    selection._select.cache_clear()
+    select._select.cache_clear()
 
 
 def problem(length: int, window: int, *features: Feature, coverage: Coverage = Coverage.PART) -> Problem:

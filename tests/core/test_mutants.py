@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lf_backend import registry
 from lf_backend.backends.blocked import Blocked
 from lf_backend.backends.blocked.column_strips import ColumnStrip
 from lf_backend.backends.blocked.rule_strips import RuleStrip
-from lf_backend.bands import Band
+from lf_backend.dispatch import registry
+from lf_backend.pattern.bands import Band
 from lf_backend.testing import CASES, Mismatch, check
 
 
@@ -43,22 +43,22 @@ class ColumnsForgotten(Mutant):
 
 
 class KeyGradientOff(Mutant):
-    def backward(self, call, grad_out, delta, lse):
-        found = super().backward(call, grad_out, delta, lse)
+    def backward(self, call, grad_out, out, delta, lse):
+        found = super().backward(call, grad_out, out, delta, lse)
         return found._replace(k=found.k * 1.01)
 
 
 class SinksLeaveBackward(Mutant):
     """Takes lse for the local part's own in the backward."""
 
-    def backward(self, call, grad_out, delta, lse):
+    def backward(self, call, grad_out, out, delta, lse):
         own = super().forward(call)[1]
-        return super().backward(call, grad_out, delta, torch.where(lse.isinf(), lse, own))
+        return super().backward(call, grad_out, out, delta, torch.where(lse.isinf(), lse, own))
 
 
 class SoftcapLeavesBackward(Mutant):
-    def backward(self, call, grad_out, delta, lse):
-        return super().backward(replace(call, softcap=None), grad_out, delta, lse)
+    def backward(self, call, grad_out, out, delta, lse):
+        return super().backward(replace(call, softcap=None), grad_out, out, delta, lse)
 
 
 class NotDeterministic(Mutant):

@@ -12,7 +12,7 @@ def test_it_is_called_once_after_the_import_or_at_once() -> None:
     run(
         """
 import sys
-from lf_backend.optional import when_imported
+from lf_backend.patching import when_imported
 calls = []
 def then():
     calls.append("imaplib" in sys.modules)
@@ -31,7 +31,7 @@ def test_a_package_that_is_too_old_is_imported_all_the_same() -> None:
     run(
         """
 import warnings
-from lf_backend.optional import when_imported
+from lf_backend.patching import when_imported
 def then():
     raise ImportError("no such class")
 then.__module__ = "integration.register"

@@ -10,6 +10,7 @@ from torch import nn
 
 import lf_backend as lf
 from lf_backend import patching
+from lf_backend.patching import apply
 
 
 class Doubling(nn.Linear):
@@ -48,7 +49,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(**points: Any) -> None:
         found = [Point(name, what) for name, what in points.items()]
-        monkeypatch.setattr(patching.metadata, "entry_points", lambda group: found)
+        monkeypatch.setattr(apply.metadata, "entry_points", lambda group: found)
 
     return install
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend import registry
 from lf_backend.backends.reference import Reference
+from lf_backend.dispatch import registry
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend import registry
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.dispatch import registry
 from lf_backend.problem import Feature, Machine, Problem
 
 Q = torch.randn(1, 2, 12, 8)
@@ -29,7 +29,7 @@ class OnlyHopper(Backend):
     def forward(self, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         raise AssertionError("never runs here")
 
-    def backward(self, call, grad_out, delta, lse) -> Gradients:
+    def backward(self, call, grad_out, out, delta, lse) -> Gradients:
         raise AssertionError("never runs here")
 
 

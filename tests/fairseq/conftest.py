@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-collect_ignore_glob = [] if find_spec("fairseq") else ["test_fairseq_*"]
+collect_ignore_glob = [] if find_spec("fairseq") else ["test_*"]
 
 # fairseq's own, on torch 2.13 and Python 3.11; a warning of anything else is an error, as everywhere.
 WARNINGS = (
@@ -37,7 +37,7 @@ if not hasattr(numpy, "compat"):  # gone in numpy 2; fairseq reads numpy.compat.
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if "test_fairseq_" in item.nodeid:
+        if item.nodeid.startswith("tests/fairseq/"):
             for text in WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(text))
 

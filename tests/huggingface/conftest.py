@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-collect_ignore_glob = [] if find_spec("transformers") else ["test_huggingface_*"]
+collect_ignore_glob = [] if find_spec("transformers") else ["test_*"]
 
 
 @pytest.fixture(autouse=True)

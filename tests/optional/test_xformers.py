@@ -6,8 +6,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 
 import lf_backend as lf
-from lf_backend import registry
 from lf_backend.backends.xformers import Xformers
+from lf_backend.dispatch import registry
 from lf_backend.problem import Machine
 from lf_backend.testing import check
 from lf_backend.testing.cases import named

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lf_backend.bands import Band
-from lf_backend.disjoint import disjoint
+from lf_backend.pattern.bands import Band
+from lf_backend.pattern.disjoint import disjoint
 
 M = 24
 reach = st.one_of(st.none(), st.integers(0, 9))

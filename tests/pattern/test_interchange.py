@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import lf_backend as lf
 from lf_backend import PatternError
-from lf_backend.interchange import BLOCK
+from lf_backend.pattern.interchange import BLOCK
 from lf_backend.testing.strategies import patterns
 
 

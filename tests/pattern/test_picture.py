@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pattern_trees import HEADS, trees
 
 import lf_backend as lf
 from lf_backend.measure import peak_bytes
-from lf_backend.picture import SAMPLES, Kind
+from lf_backend.pattern.picture import SAMPLES, Kind
+from tests.pattern.trees import HEADS, trees
 
 LENGTH = 11
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lf_backend as lf
-from lf_backend import blockmap
-from lf_backend.blockmap import block_map
-from lf_backend.spans import Span, bridged, common, united
+from lf_backend.pattern import block_map as module
+from lf_backend.pattern.block_map import block_map
+from lf_backend.pattern.spans import Span, bridged, common, united
 from lf_backend.testing.strategies import patterns
 
 M = 30
@@ -63,7 +63,7 @@ def test_block_map_bounds_the_mask(data, m, rows):
 
 
 def test_without_bounds_a_map_is_found_by_evaluation_in_chunks(monkeypatch):
-    monkeypatch.setattr(blockmap, "CHUNK", 50)
+    monkeypatch.setattr(module, "CHUNK", 50)
     rule = lf.Predicate(lambda head, query, key: (key >= 20) & (key < 25) | (key // 10 == query // 10))
     assert block_map((rule,), 0, 40, 40, 10)[0] == (Span(0, 10, True), Span(20, 25, True))
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend import PatternError, sparsity, terms
+from lf_backend import PatternError, sparsity
+from lf_backend.pattern import named
 
 HEADS = 4
 
@@ -67,7 +68,7 @@ ALL = [*EXPECTED, "random_blocks(70, block=8, heads=2)", "big_bird(70, block=8, 
 
 
 def test_every_shipped_term_is_tested():
-    assert {text.split("(")[0] for text in ALL} >= {n for n in terms.names() if hasattr(sparsity, n)}
+    assert {text.split("(")[0] for text in ALL} >= {n for n in named.names() if hasattr(sparsity, n)}
 
 
 @pytest.mark.parametrize("text", [*ALL, "documents([0, 5, 30]) & causal() | window(1, 1)"])
@@ -138,7 +139,7 @@ def test_errors(make, message):
 @pytest.fixture
 def own(monkeypatch):
     """The register of names, put back afterwards."""
-    monkeypatch.setattr(terms, "_registered", dict(terms._registered))
+    monkeypatch.setattr(named, "_registered", dict(named._registered))
 
 
 def test_a_predicate_with_a_name_reads_and_writes(own):
@@ -192,4 +193,4 @@ def test_what_a_named_term_takes_and_gives(own):
 
 def test_a_name_that_is_not_known_here():
     with pytest.raises(PatternError, match=r"term: one of \['window', .*\] wanted, got 'elsewhere'; import"):
-        terms.Named("elsewhere", ())
+        named.Named("elsewhere", ())

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lf_backend.errors import LFError
-from lf_fairseq import require
+from lf_fairseq import upstream
 from lf_fairseq.recipes.phases import LAST_PHASE, SIZES, Run
 
 BAD_INPUT = 2
@@ -136,7 +136,7 @@ def _refuse(context: typer.Context) -> None:
 def _reported(work: Callable[[Console], None]) -> None:
     """Do the work; bad input ends with its message and a status."""
     try:
-        require.fairseq()
+        upstream.fairseq()
         logging.getLogger().setLevel(logging.WARNING)  # one of its modules has asked for DEBUG
         work(Console())
     except LFError as error:

@@ -54,7 +54,7 @@ class Size:
     """A model and its training.
 
     Attributes:
-        arch: of `lf_fairseq.longformer_lm`.
+        arch: of `lf_fairseq.archs.longformer_lm`.
         schedule: the windows of a phase.
         lengths, batches, updates: of each phase.
         sequences: of a batch that one device takes at a time, in each phase; the rest accumulates.

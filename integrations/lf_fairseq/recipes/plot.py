@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lf_backend.optional import optional
+from lf_backend._optional import optional
 from lf_fairseq.recipes.training import Record
 
 TRAINING, DEVELOPMENT, TEST = "#9ecae1", "#08519c", "#d94801"

@@ -9,10 +9,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.backends.blocked.arithmetic import Arithmetic
 from lf_backend.backends.blocked.plan import passes, strips
 from lf_backend.backends.blocked.strips import Strip, join, part
+from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.problem import Feature
 
 
@@ -33,7 +34,9 @@ class Blocked(Backend):
             pass_(strip, arithmetic, strip.of_queries(out), strip.of_queries(lse))
         return out.to(dtype), lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         call, dtype = _computable(call), call.q.dtype
         accumulate, bias = accumulation_dtype(dtype), call.band_bias
         upstream = (grad_out.to(call.q.dtype), delta[..., None], lse[..., None])

@@ -10,9 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lf_backend.backend import accumulation_dtype
 from lf_backend.backends.blocked.strips import BAND_ROWS, At, Block, Strip
-from lf_backend.bands import Band, class_length
+from lf_backend.numerics.precision import accumulation_dtype
+from lf_backend.pattern.bands import Band, class_length
 
 
 @dataclass(frozen=True, eq=False)

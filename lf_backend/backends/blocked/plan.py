@@ -11,7 +11,7 @@ from lf_backend.backends.blocked.band_strips import BandStrip
 from lf_backend.backends.blocked.column_strips import ColumnStrip
 from lf_backend.backends.blocked.rule_strips import RuleStrip, differ, most_keys
 from lf_backend.backends.blocked.strips import BAND_ROWS, SCORE_BYTES, Strip
-from lf_backend.bands import Band, class_length
+from lf_backend.pattern.bands import Band, class_length
 
 Alike = Callable[[int, int], bool]  # whether two heads may share a strip
 

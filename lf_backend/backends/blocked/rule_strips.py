@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lf_backend.backend import Call
 from lf_backend.backends.blocked.strips import BAND_ROWS, At, Strip
-from lf_backend.blockmap import Map, block_map, positions
-from lf_backend.spans import Span, Spans
+from lf_backend.pattern.block_map import Map, block_map, positions
+from lf_backend.pattern.spans import Span, Spans
 
 NOTHING = (Span(0, 1),)  # a first pass writes every row: one that sees nothing asks about a key in vain
 

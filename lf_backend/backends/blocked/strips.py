@@ -20,9 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lf_backend import dropout
-from lf_backend.backend import Call, accumulation_dtype
-from lf_backend.bands import Band
+from lf_backend.backend import Call
+from lf_backend.numerics import dropout
+from lf_backend.numerics.precision import accumulation_dtype
+from lf_backend.pattern.bands import Band
 
 SCORE_BYTES = 2 << 20  # scores of one block: about what two CPU cores keep in cache
 BAND_ROWS = 64  # a band of w taps costs w + rows: few rows waste little, many feed the product

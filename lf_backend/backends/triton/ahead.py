@@ -23,7 +23,7 @@ from lf_backend.backend import Call, Columns
 from lf_backend.backends.triton import launch
 from lf_backend.backends.triton.device import Device, options
 from lf_backend.backends.triton.tuning import INSTALLED, Row, Tiles, Version, Wanted, row_for, table
-from lf_backend.pattern import Window
+from lf_backend.pattern.terms import Window
 
 SHARED_BYTES: Mapping[int | str, int] = {  # of one program
     80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10,

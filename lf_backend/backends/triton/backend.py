@@ -44,11 +44,13 @@ class Triton(Backend):
         return found
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        from lf_backend.backends.triton import device, passes
+        from lf_backend.backends.triton import devices, passes
 
-        return passes.forward(call, device.Device.of(call.q.device))
+        return passes.forward(call, devices.of(call.q.device))
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
-        from lf_backend.backends.triton import device, passes
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
+        from lf_backend.backends.triton import devices, passes
 
-        return passes.backward(call, device.Device.of(call.q.device), grad_out, delta, lse)
+        return passes.backward(call, devices.of(call.q.device), grad_out, delta, lse)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
-from triton import knobs
 from triton.errors import TritonError
 
 from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
@@ -28,11 +25,6 @@ class Device:
     arch: int | str
     processors: int
     index: int | None
-
-    @classmethod
-    def of(cls, device: torch.device) -> Device:
-        """The device of a tensor; TRITON_INTERPRET makes it the interpreter."""
-        return _device(device.type, device.index)
 
     def tiles(self, wanted: Wanted) -> Tiles:
         """Sizes for a kernel; see `tuning`."""
@@ -54,17 +46,3 @@ class Device:
 def options(size: Tiles) -> dict[str, Any]:
     """How a kernel is compiled. Multiply-adds are fused, whatever Triton's default is."""
     return {"num_warps": size.warps, "num_stages": size.stages, "enable_fp_fusion": True}
-
-
-@lru_cache(maxsize=64)
-def _device(kind: str, index: int | None) -> Device:
-    if knobs.runtime.interpret:
-        from lf_backend.backends.triton.interpreter import Interpreter  # with numpy
-
-        return Interpreter("interpreter", processors=8, index=None)
-    try:
-        with torch.cuda.device(index):
-            arch = triton.runtime.driver.active.get_current_target().arch
-    except RuntimeError as error:  # Triton builds its driver with a C compiler when first asked
-        raise BuildError(f"triton cannot drive the device: {error}") from error
-    return Device(arch, torch.cuda.get_device_properties(index).multi_processor_count, index)

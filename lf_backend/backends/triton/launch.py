@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lf_backend import dropout
+from lf_backend._device_constants import on_device
 from lf_backend.backend import Call, Gradients
 from lf_backend.backends.triton import backward as backward_kernels
 from lf_backend.backends.triton import forward as forward_kernels
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tiles import Columns, Dropout, Padding, Taps, View
 from lf_backend.backends.triton.tuning import Tiles, Wanted
-from lf_backend.constants import on_device
+from lf_backend.numerics import dropout
 
 PACKED_ROWS = 64  # most rows, over all heads that share keys, of queries so few that one program takes them
 MOST_PARTS = 64

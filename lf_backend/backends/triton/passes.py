@@ -15,7 +15,7 @@ from torch import Tensor
 from lf_backend.backend import Call, Gradients
 from lf_backend.backends.triton import launch
 from lf_backend.backends.triton.device import Device
-from lf_backend.disjoint import disjoint
+from lf_backend.pattern.disjoint import disjoint
 
 
 def forward(call: Call, device: Device) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,9 @@ class Loop(Backend):
         weights = (scores - lse.masked_fill(lse.isinf(), 0)[..., None]).exp()
         return (weights[..., None] * v).sum(-2), lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         at, k, v, scores = _taps(call)
         weights = (scores - lse[..., None]).exp()
         raw = weights * ((grad_out[..., None, :] * v).sum(-1) - delta[..., None]) * call.scale

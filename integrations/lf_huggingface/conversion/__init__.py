@@ -1,0 +1,6 @@
+"""Checkpoints made long: RoBERTa, BERT and their kin become Longformers, or keep their class.
+
+mappings.py   which weights go where
+convert.py    a model from a model
+verify.py     whether source and result agree
+"""

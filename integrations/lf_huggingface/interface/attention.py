@@ -1,0 +1,231 @@
+"""The attention function: what a layer of transformers calls when its attn_implementation is "lf".
+
+Which keys a query may see comes from the mask (`plans`) and from nowhere else: `sliding_window` and
+`is_causal` are not passed by every model that has them. What a layer passes and is not carried here is an
+error that names it, but for words that have no say in attention (`HARMLESS`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lf_backend.errors import ShapeError, UnsupportedError
+from lf_backend.pattern.terms import Pattern
+from lf_huggingface.interface import cached_keys, documents
+from lf_huggingface.interface.call import Call, sparse
+from lf_huggingface.interface.dense import attend
+from lf_huggingface.interface.encoded_mask import CODE, Mask, decode, number, numbered, within
+from lf_huggingface.interface.mask_meaning import EVERYTHING, PAST
+
+# Words that reach attention and say nothing about it, or what the mask says as well.
+HARMLESS = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "encoder_attention_mask",
+        "encoder_hidden_states",
+        "is_causal",
+        "logits_to_keep",
+        "max_length_k",
+        "max_length_q",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_value",
+        "past_key_values",
+        "return_dict",
+        "seq_idx",
+        "sliding_window",
+        "use_cache",
+    }
+)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    global_attention_mask: Tensor | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    cu_seq_lens_k: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer.
+
+    Args:
+        module: the layer.
+        query: [B, H, Q, D].
+        key, value: [B, Hkv, K, D].
+        attention_mask: what `masks.mask` made; or a dense mask of the user's, bool or float, that
+            broadcasts to [B, H, Q, K]; or None where the model builds none.
+        dropout: probability of dropping a weight, 0 in evaluation.
+        scaling: factor of the scores, D ** -0.5 by default.
+        softcap, s_aux: `softcap` and `sinks` of `lf_backend.attention`.
+        position_bias: [1 or B, H, Q, K], added to the scores; dense.
+        position_ids: looked at once per forward, for packed documents that the mask does not know.
+        global_attention_mask: [B, K], not 0 at tokens that are global in this call.
+        cu_seq_lens_q, cu_seq_lens_k: int [documents + 1], where the documents of one row begin and end.
+
+    Returns:
+        [B, Q, H, D], and None for the weights.
+
+    Raises:
+        UnsupportedError: what is not carried, by name, with the reason.
+    """
+    _check(module, others)
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    call = Call(query, key, value, scale, dropout, softcap, s_aux)
+    is_global = _globals(global_attention_mask, query, key)
+    if attention_mask is not None and attention_mask.dtype != CODE:
+        _refuse("under a dense mask", global_attention_mask=is_global, cu_seq_lens_q=cu_seq_lens_q)
+        out = _under(call, module, attention_mask, position_bias)
+    else:
+        mask = _read(module, call, attention_mask, others)
+        mask = documents.given(mask, cu_seq_lens_q, cu_seq_lens_k)
+        documents.check_known(mask, module, position_ids)
+        out = _attend(call, module, mask, position_bias, is_global)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    call: Call, module: nn.Module, mask: Mask, bias: Tensor | None, is_global: Tensor | None
+) -> Tensor:
+    """Out [B, H, Q, D] under a mask that is understood."""
+    plan = mask.plan
+    # A decoder's own attention is causal, and its attention to an encoder is not.
+    is_cross = _is_cross(module) or (getattr(module, "is_decoder", False) and not plan.pattern.is_causal)
+    pattern = plan.of_layer(getattr(module, "layer_idx", None), type(module).__name__, is_cross)
+    if bias is None and pattern.text == EVERYTHING.text and not plan.packed:
+        return attend(call, ~mask.hidden[:, None, None] if plan.padded else None, None)
+    if bias is not None and plan.sinks is not None:
+        raise UnsupportedError(
+            f"position_bias: {type(module).__name__} makes it for keys from the first on, in order, which a "
+            "WindowCache does not keep; use transformers.DynamicCache()"
+        )
+    one_sided = plan.aligned or pattern.is_causal
+    if bias is not None or not one_sided or (plan.packed and torch.compiler.is_compiling()):
+        _refuse("in a call that runs densely", global_attention_mask=is_global)
+        return attend(call, mask.visible(pattern, pattern.heads or 1), bias)
+    if plan.packed:
+        _refuse("with packed documents", global_attention_mask=is_global)
+        return documents.attend(call, pattern, mask)
+    if plan.aligned and plan.sinks is None:
+        hidden = mask.hidden if plan.padded else None
+        return sparse(call, within(pattern, call.k.shape[2]), hidden, is_global)
+    _refuse("with a cache whose keys are not all there or not in order", global_attention_mask=is_global)
+    if plan.sinks is not None:
+        laid = cached_keys.with_sinks(call.k, call.v, pattern, mask)
+    else:
+        laid = cached_keys.rolled(call.k, call.v, pattern, mask)
+    call = replace(call, k=laid.k, v=laid.v)
+    return sparse(call, laid.pattern, laid.key_padding, laid.global_mask)
+
+
+def _under(call: Call, module: nn.Module, given: Tensor, bias: Tensor | None) -> Tensor:
+    """Out [B, H, Q, D] under a dense mask, and the pattern that the config wants."""
+    sizes = (call.q.shape[2], call.k.shape[2])
+    if given.ndim != 4 or tuple(given.shape[2:]) != sizes or not (
+        given.dtype == torch.bool or given.is_floating_point()
+    ):  # fmt: skip
+        raise ShapeError(
+            f"attention_mask: bool or float [B, 1 or H, {sizes[0]}, {sizes[1]}] wanted, got "
+            f"{given.dtype} {list(given.shape)}"
+        )
+    visible = given if given.dtype == torch.bool else None
+    if visible is None:
+        bias = given if bias is None else bias + given
+    mask = _in_order(module, call, EVERYTHING)
+    if mask.plan.layers and not _is_cross(module):
+        if sizes[0] != sizes[1] or getattr(module, "is_decoder", False):
+            raise UnsupportedError(
+                "lf_attention: under a dense mask, as many queries as keys and a module that is no decoder's "
+                f"wanted, got {list(sizes)} in {type(module).__name__}"
+            )
+        pattern = mask.plan.of_layer(getattr(module, "layer_idx", None), type(module).__name__, False)
+        own = mask.visible(pattern, pattern.heads or 1)
+        visible = own if visible is None else own & visible
+    return attend(call, visible, bias)
+
+
+def _read(module: nn.Module, call: Call, code: Tensor | None, others: dict[str, Any]) -> Mask:
+    """The mask of a call; without one, what transformers' own functions make of none."""
+    queries, keys = call.q.shape[2], call.k.shape[2]
+    if code is not None:
+        return decode(code, queries, keys)
+    causal = others.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if others.get("sliding_window") is not None or (causal and queries not in (1, keys)):
+        raise UnsupportedError(
+            f"attention_mask: a mask for {type(module).__name__} wanted, with a window or {queries} causal "
+            f"queries of {keys} keys, got None"
+        )
+    return _in_order(module, call, PAST if causal else EVERYTHING)
+
+
+def _in_order(module: nn.Module, call: Call, pattern: Pattern) -> Mask:
+    """A mask that hides nothing: keys from the first on, the queries being the last of them."""
+    batch, queries, keys = call.q.shape[0], call.q.shape[2], call.k.shape[2]
+    aligned = pattern.is_causal or queries == keys
+    plan = numbered(number(getattr(module, "config", None), pattern.text, aligned, False, False, None))
+    at = torch.arange(keys, device=call.k.device)
+    own = torch.arange(queries, device=call.k.device) + (keys - queries if aligned else 0)
+    return Mask(plan, own.expand(batch, -1), at.expand(batch, -1), None)
+
+
+def _is_cross(module: nn.Module) -> bool:
+    """Whether the keys are those of another sequence, which a window on positions says nothing about."""
+    return getattr(module, "is_cross_attention", False) or "CrossAttention" in type(module).__name__
+
+
+def _globals(marked: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    if marked is None:
+        return None
+    if marked.shape != (k.shape[0], k.shape[2]) or q.shape[2] != k.shape[2]:
+        raise ShapeError(
+            f"global_attention_mask: [{k.shape[0]}, {k.shape[2]}], and as many queries as keys, wanted, got "
+            f"{list(marked.shape)} and {q.shape[2]} queries; in generation name the positions in lf_attention"
+        )
+    return marked != 0
+
+
+def _refuse(where: str, **given: Tensor | None) -> None:
+    names = [name for name, x in given.items() if x is not None]
+    if names:
+        raise UnsupportedError(f"{', '.join(names)}: not carried {where}")
+
+
+def _check(module: nn.Module, others: dict[str, Any]) -> None:
+    if others.get("output_attentions") or _weights_are_collected():
+        raise UnsupportedError(
+            "output_attentions: weights are Q x K and are never made here; load the model with "
+            "attn_implementation='eager', or ask lf_backend.probabilities for those of one call"
+        )
+    unknown = [name for name, x in others.items() if x is not None and x is not False]
+    unknown = [name for name in unknown if name not in HARMLESS]
+    if unknown:
+        raise UnsupportedError(
+            f"{', '.join(sorted(unknown))}: passed by {type(module).__name__} to its attention, and not "
+            "known to lf_huggingface"
+        )
+
+
+def _weights_are_collected() -> bool:
+    """Whether transformers' hooks wait for weights, and would report none of them as an empty tuple."""
+    if torch.compiler.is_compiling():
+        return False
+    from transformers.utils import output_capturing
+
+    collected: Any = output_capturing._active_collector
+    return any("attentions" in name for name in collected.get() or ())

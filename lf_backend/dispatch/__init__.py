@@ -1,0 +1,7 @@
+"""Who runs a call.
+
+registry.py   the one list of backends
+measured.py   calls that were timed, and the nearest to a problem
+selection.py  a decision with its trace, as values
+select.py     the decision itself, and what a caller prefers
+"""

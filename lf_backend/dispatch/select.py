@@ -1,0 +1,113 @@
+"""Which backend runs a problem on a machine, and why not the others. Pure and cached.
+
+A backend asked for by name is never substituted: it runs, or the call fails with all its reasons.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from functools import lru_cache
+
+from lf_backend.backend import Backend
+from lf_backend.dispatch import measured, registry
+from lf_backend.dispatch.registry import Broken
+from lf_backend.dispatch.selection import Selection, Verdict
+from lf_backend.errors import BuildError, LFError, UnsupportedError
+from lf_backend.problem import Coverage, Feature, Machine, Problem
+
+_ruled_out: dict[tuple[str, Problem], str] = {}
+_in_use: ContextVar[str] = ContextVar("lf_backend.use_backend", default="")
+
+
+def select(problem: Problem, machine: Machine, asked: str | None = None) -> Selection:
+    """Decide. Raises nothing for a problem nobody can run: `chosen` is None then.
+
+    Raises:
+        LFError: `asked` is no backend's name.
+    """
+    return _select(problem, machine, asked or None, registry.version())
+
+
+@lru_cache(maxsize=4096)
+def _select(problem: Problem, machine: Machine, asked: str | None, version: int) -> Selection:
+    entries = registry.backends()
+    if asked is not None and asked not in entries:
+        raise unknown(asked)
+    row = measured.nearest(problem, machine)
+    names = measured.ordered(list(entries), row)
+    verdicts = tuple(Verdict(name, _reasons(entries[name], problem, machine)) for name in names)
+    able = [verdict.backend for verdict in verdicts if not verdict.reasons]
+    if asked is not None:
+        able = [name for name in able if name == asked]
+    return Selection(problem, machine, verdicts, able[0] if able else None, asked, row)
+
+
+def _reasons(entry: Backend | Broken, problem: Problem, machine: Machine) -> tuple[str, ...]:
+    if isinstance(entry, Broken):
+        return (f"could not be loaded: {entry.error}",)
+    failure = _ruled_out.get((entry.name, _kind(problem)))
+    return (*entry.reasons(problem, machine), *(() if failure is None else (failure,)))
+
+
+def rule_out(selection: Selection, error: BuildError) -> None:
+    """Remember that the chosen backend could not be built for the kind of problem: a reason from now on.
+
+    Args:
+        error: what it said.
+    """
+    assert selection.chosen is not None, "a backend that was built was chosen"
+    _ruled_out[selection.chosen, _kind(selection.problem)] = " ".join(str(error).split())
+    _select.cache_clear()
+
+
+def _kind(problem: Problem) -> Problem:
+    """What of a problem a kernel is built for: another length does not try again, and fail again.
+
+    What a rule does to a compiler says nothing about others; they differ in more than a problem says.
+    """
+    if Feature.PREDICATE in problem.features:
+        return problem
+    return replace(problem, batch=0, queries=0, keys=0, window=0, coverage=Coverage.PART)
+
+
+def chosen(selection: Selection) -> Backend:
+    """The backend of a selection.
+
+    Raises:
+        UnsupportedError: there is none; the message holds every reason.
+    """
+    if selection.chosen is None:
+        who = f"backend {selection.asked!r}" if selection.asked else "no backend"
+        verb = "cannot run" if selection.asked else "can run"
+        raise UnsupportedError(f"{who} {verb} this call\n{selection}", selection)
+    return registry.working()[selection.chosen]
+
+
+def unknown(name: str) -> LFError:
+    """The error for a name that no backend has."""
+    return LFError(f"backend: one of {list(registry.backends())} wanted, got {name!r}")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every call that names no backend asks for this one.
+
+    Raises:
+        LFError: no backend has that name.
+    """
+    if name not in registry.backends():
+        raise unknown(name)
+    token = _in_use.set(name)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def preference() -> str:
+    """The name set by `use_backend`, else by the variable LF_BACKEND, else ""."""
+    return _in_use.get() or os.environ.get("LF_BACKEND", "")

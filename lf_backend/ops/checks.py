@@ -1,0 +1,128 @@
+"""Every check of a call, done once, before any backend. Messages name the argument, wanted and got."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lf_backend.errors import PatternError, ShapeError
+from lf_backend.ops.arguments import Arguments
+from lf_backend.ops.pattern_table import resolve
+from lf_backend.pattern.terms import Pattern
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_pattern(pattern: Any) -> Pattern:
+    """The pattern itself, or what its string says."""
+    if isinstance(pattern, str):
+        return resolve(pattern)
+    if not isinstance(pattern, Pattern):
+        raise PatternError(f"pattern: a lf_backend pattern or its string wanted, got {pattern!r}")
+    return pattern
+
+
+def check_tensors(**tensors: Any) -> None:
+    """Raise ShapeError for what is no tensor at all."""
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise ShapeError(f"{name}: a tensor wanted, got {type(x).__name__}")
+
+
+def check(a: Arguments, pattern: Pattern) -> None:
+    """Raise ShapeError or PatternError unless the arguments agree with each other."""
+    _check_layout(a)
+    pattern.check_heads(a.q.shape[1])
+    pattern.check_positions(a.k.shape[2])
+    _check_projections(a, pattern)
+    batch, heads, queries = a.q.shape[:3]
+    for name in ("key_padding", "global_mask"):
+        _check_mask(name, getattr(a, name), (batch, a.k.shape[2]), a.q.device)
+    if a.sinks is not None:
+        _check_like("sinks", a.sinks, a.q, (heads,))
+    if a.band_bias is not None:
+        _check_like("band_bias", a.band_bias, a.q, None)
+        taps = _taps(pattern)
+        if a.band_bias.shape not in ((1, heads, queries, taps), (batch, heads, queries, taps)):
+            wanted = f"[1 or {batch}, {heads}, {queries}, {taps}]"
+            raise ShapeError(f"band_bias: shape {wanted} wanted, got {list(a.band_bias.shape)}")
+    _check_numbers(a)
+
+
+def _check_layout(a: Arguments) -> None:
+    for name, x in (("q", a.q), ("k", a.k), ("v", a.v)):
+        if x.ndim != 4:
+            raise ShapeError(f"{name}: [batch, heads, length, head_dim] wanted, got {list(x.shape)}")
+    if a.q.dtype not in _DTYPES:
+        raise ShapeError(f"q: dtype in {[str(d) for d in _DTYPES]} wanted, got {a.q.dtype}")
+    if a.k.shape != a.v.shape:
+        raise ShapeError(f"v: the shape of k {list(a.k.shape)} wanted, got {list(a.v.shape)}")
+    for name, x in (("k", a.k), ("v", a.v)):
+        _check_like(name, x, a.q, None)
+        if x.shape[0] != a.q.shape[0] or x.shape[3] != a.q.shape[3]:
+            wanted = f"batch {a.q.shape[0]} and head_dim {a.q.shape[3]} of q"
+            raise ShapeError(f"{name}: {wanted} wanted, got {list(x.shape)}")
+    heads, kv_heads = a.q.shape[1], a.k.shape[1]
+    if kv_heads == 0 or heads == 0 or heads % kv_heads:
+        raise ShapeError(f"k: a number of heads that divides q's {heads} wanted, got {kv_heads}")
+    if a.q.shape[2] > a.k.shape[2]:
+        raise ShapeError(f"q: at most as many queries as keys ({a.k.shape[2]}) wanted, got {a.q.shape[2]}")
+
+
+def _check_projections(a: Arguments, pattern: Pattern) -> None:
+    given = {name: getattr(a, name) for name in ("global_q", "global_k", "global_v")}
+    missing = [name for name, x in given.items() if x is None]
+    if len(missing) == 3:
+        return
+    if missing:
+        raise ShapeError(f"global_q, global_k, global_v: all or none wanted, missing {missing}")
+    for (name, x), like in zip(given.items(), (a.q, a.k, a.v), strict=True):
+        _check_like(name, x, a.q, tuple(like.shape))
+    if a.global_mask is None and not pattern.lowered.positions:
+        raise PatternError(f"global_q: a pattern with global tokens or a global_mask wanted, got {pattern}")
+
+
+def _check_like(name: str, x: Any, q: Tensor, shape: tuple[int, ...] | None) -> None:
+    check_tensors(**{name: x})
+    if x.dtype != q.dtype and name not in ("sinks", "band_bias"):
+        raise ShapeError(f"{name}: dtype {q.dtype} of q wanted, got {x.dtype}")
+    if not x.is_floating_point():
+        raise ShapeError(f"{name}: a floating dtype wanted, got {x.dtype}")
+    if x.device != q.device:
+        raise ShapeError(f"{name}: device {q.device} of q wanted, got {x.device}")
+    if shape is not None and tuple(x.shape) != shape:
+        raise ShapeError(f"{name}: shape {list(shape)} wanted, got {list(x.shape)}")
+
+
+def _check_mask(name: str, mask: Any, shape: tuple[int, int], device: torch.device) -> None:
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise ShapeError(f"{name}: a bool tensor wanted, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        meaning = "padded" if name == "key_padding" else "global"
+        raise ShapeError(f"{name}: dtype torch.bool (True = {meaning}) wanted, got {mask.dtype}")
+    if tuple(mask.shape) != shape:
+        raise ShapeError(f"{name}: shape [batch, keys] = {list(shape)} wanted, got {list(mask.shape)}")
+    if mask.device != device:
+        raise ShapeError(f"{name}: device {device} of q wanted, got {mask.device}")
+
+
+def _taps(pattern: Pattern) -> int:
+    bands = pattern.lowered.bands
+    taps = bands[0].taps() if len(bands) == 1 else None
+    if taps is None:
+        raise PatternError(f"band_bias: a pattern with exactly one limited window wanted, got {pattern}")
+    return taps
+
+
+def _check_numbers(a: Arguments) -> None:
+    if not abs(a.scale) < math.inf:  # compares, so that a symbolic number will do
+        raise ShapeError(f"scale: a finite number wanted, got {a.scale}")
+    if a.softcap is not None and not 0 < a.softcap < math.inf:
+        raise ShapeError(f"softcap: a finite number > 0 or None wanted, got {a.softcap}")
+    if not 0 <= a.dropout_p < 1:
+        raise ShapeError(f"dropout_p: a probability in [0, 1) wanted, got {a.dropout_p}")

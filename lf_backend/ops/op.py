@@ -1,0 +1,81 @@
+"""The one custom operator pair and its autograd.
+
+`lf_backend::attention` and `lf_backend::attention_backward` are opaque to torch.compile: shapes stay
+symbolic, and the choice of the backend happens when they run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lf_backend.dispatch.select import preference
+from lf_backend.errors import UnsupportedError
+from lf_backend.numerics.precision import accumulation_dtype
+from lf_backend.ops import around_backend
+from lf_backend.ops.arguments import DIFFERENTIABLE, NAMES, TENSORS, Arguments, schema
+
+_BACKWARD = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
+
+
+def _forward(*values: Any) -> tuple[Tensor, Tensor]:
+    return around_backend.forward(Arguments(*values))
+
+
+def _backward(
+    grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *values: Any
+) -> list[Tensor]:
+    return around_backend.backward(Arguments(*values), grad_out, grad_lse, out, lse)
+
+
+attention = torch.library.custom_op(
+    "lf_backend::attention", _forward, mutates_args=(), schema=f"({schema()}) -> (Tensor, Tensor)"
+)
+attention_backward = torch.library.custom_op(
+    "lf_backend::attention_backward", _backward, mutates_args=(),
+    schema=f"({_BACKWARD}, {schema()}) -> Tensor[]",
+)  # fmt: skip
+
+
+@attention.register_fake
+def _(*values: Any) -> tuple[Tensor, Tensor]:
+    q = Arguments(*values).q
+    lse = q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@attention_backward.register_fake
+def _(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *values: Any) -> list[Tensor]:
+    arguments = Arguments(*values)
+    given = (getattr(arguments, name) for name in DIFFERENTIABLE)
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in given if x is not None]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    arguments = Arguments(*inputs)
+    # The backward runs where and when autograd likes: what is asked for now is asked for then.
+    ctx.arguments = replace(arguments.without_tensors(), backend=arguments.backend or preference())
+    ctx.save_for_backward(*output, *(getattr(arguments, name) for name in TENSORS))
+
+
+def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    out, lse, *tensors = ctx.saved_tensors
+    arguments = ctx.arguments.with_tensors(tensors)
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    grads = iter(attention_backward(grad_out, grad_lse, out, lse, *arguments.values()))
+    given = ((name, getattr(arguments, name)) for name in NAMES)
+    return tuple(next(grads) if name in DIFFERENTIABLE and x is not None else None for name, x in given)
+
+
+attention.register_autograd(_autograd, setup_context=_setup)
+
+
+def _refuse(ctx: Any, *grads: Any) -> Any:
+    raise UnsupportedError("double backward: attention can be differentiated once, not twice")
+
+
+attention_backward.register_autograd(_refuse)
