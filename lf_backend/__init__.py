@@ -13,7 +13,7 @@ from lf_backend.backend import Backend, Capabilities
 from lf_backend.dispatch.registry import backends, register
 from lf_backend.dispatch.select import select, use_backend
 from lf_backend.dispatch.selection import Selection
-from lf_backend.errors import LFError, PatchError, PatternError, ShapeError, UnsupportedError
+from lf_backend.errors import ArgumentError, LFError, PatchError, PatternError, ShapeError, UnsupportedError
 from lf_backend.patching import Patch
 from lf_backend.pattern.named import term
 from lf_backend.pattern.notation import from_dict, from_json, parse, to_dict, to_json
@@ -26,6 +26,7 @@ from lf_backend.schedules import receptive_field
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "Backend",
     "Capabilities",
     "Causal",

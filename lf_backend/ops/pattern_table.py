@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
+from lf_backend._graphs import constant_in_graphs
 from lf_backend.pattern.notation import parse
 from lf_backend.pattern.terms import Pattern
 
@@ -30,7 +31,7 @@ def resolve(text: str) -> Pattern:
     return found
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _read(text: str) -> None:
     """Read the text at once where torch.compile traces, which would put it off until after the run."""
     if not hasattr(_patterns, text):

@@ -2,26 +2,15 @@
 pyproject.toml, and `tox run -e lint` holds it."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import lf_backend
+from lf_backend._graphs import constant_in_graphs
 
 ROOT = Path(lf_backend.__file__).parent
-OPTIONAL = {
-    "triton",
-    "xformers",
-    "transformers",
-    "fairseq",
-    "matplotlib",
-    "typer",
-    "rich",
-    "lark",
-    "hypothesis",
-}
-
-
 def test_no_one_outside_a_backend_compares_its_name() -> None:
     for path in ROOT.rglob("*.py"):
         if "backends" in path.parts or "testing" in path.parts:
@@ -33,16 +22,36 @@ def test_no_one_outside_a_backend_compares_its_name() -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    script = f"import sys; {code}; print(' '.join(m for m in sys.modules if '.' not in m))"
+    """Modules that a fresh process has loaded after the code, those of `import torch` alone apart."""
+    script = f"import sys, torch; before = set(sys.modules); {code}; print(*set(sys.modules) - before)"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(run.stdout.split())
 
 
-def test_import_is_light_and_touches_no_gpu() -> None:
-    code = "import lf_backend, torch; lf_backend.backends(); assert not torch.cuda.is_initialized()"
-    by_torch = loaded_by("import torch._dynamo")  # triton, where it is installed
-    assert not (loaded_by(code) - by_torch) & OPTIONAL
+def foreign(modules: set[str]) -> set[str]:
+    """Modules that are neither ours nor Python's own."""
+    ours = {"lf_backend"} | sys.stdlib_module_names
+    return {name for name in modules if name.partition(".")[0] not in ours}
+
+
+def test_import_loads_nothing_but_torch_and_touches_no_gpu() -> None:
+    code = "import lf_backend; lf_backend.backends(); assert not torch.cuda.is_initialized()"
+    assert foreign(loaded_by(code)) == set()
 
 
 def test_a_heavy_import_would_be_seen() -> None:
-    assert "hypothesis" in loaded_by("import hypothesis")
+    assert "torch._dynamo" in foreign(loaded_by("import torch._dynamo"))
+    assert "hypothesis" in foreign(loaded_by("import hypothesis"))
+
+
+def test_all_is_what_the_package_says() -> None:
+    public = {name for name in vars(lf_backend) if not name.startswith("_")}
+    modules = {name for name in public if inspect.ismodule(getattr(lf_backend, name))}
+    assert sorted(public - modules | {"conventions", "schedules", "sparsity"}) == sorted(lf_backend.__all__)
+    assert sorted(lf_backend.__all__) == lf_backend.__all__
+
+
+def test_marks_a_function_as_torch_compiler_does() -> None:
+    script = "import torch; f = torch.compiler.assume_constant_result(lambda: 0); print(*vars(f))"
+    marks = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert marks.stdout.split() == list(vars(constant_in_graphs(lambda: 0)))

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lf_backend._graphs import constant_in_graphs
 from lf_backend.errors import ShapeError, UnsupportedError
 from lf_backend.pattern.notation import parse
 from lf_backend.pattern.terms import Causal, Global, Pattern, Window, intersection, union
@@ -76,7 +77,7 @@ def number(config: Any, text: str, aligned: bool, padded: bool, packed: bool, si
     return place
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _number(
     given: config_patterns.Given, text: str, aligned: bool, padded: bool, packed: bool, sinks: int | None
 ) -> int:
@@ -175,7 +176,7 @@ def _without_twins(keys: Tensor, sinks: int, extra: int) -> Tensor:
     return torch.cat([torch.where((at >= first) & (front >= 0), ~front, front), window], dim=1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def placed(text: str, positions: tuple[int, ...] = ()) -> str:
     """The windows of a pattern, and global tokens at other positions; both patterns as text."""
     return _placed(text, positions)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lf_backend._graphs import constant_in_graphs
 from lf_backend.pattern.terms import Global, Pattern, Window, intersection
 
 MaskFunction = Callable[..., Any]
@@ -73,7 +74,7 @@ def traced_meaning(
     return Meaning(_window(size - 1, 0) if is_causal else _window(size, size))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _window(left: int, right: int) -> Pattern:
     return Window(left, right)
 
