@@ -29,6 +29,8 @@ from torch import Tensor
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.errors import BuildError
 from lf_backend.numerics import dense
+from lf_backend.numerics.head_runs import head_runs
+from lf_backend.numerics.join import join
 from lf_backend.pattern.bands import Band
 from lf_backend.pattern.interchange import xformers_bias
 from lf_backend.problem import Feature, Machine, Problem
@@ -84,7 +86,7 @@ class Xformers(Backend):
             strip.of_queries(lse).copy_(own.masked_fill(own < strip.buried / 2, -torch.inf))
         for area in _columns(call):
             more, more_lse = dense.forward(area.rectangle)
-            _join(area.of_queries(out), area.of_queries(lse), more, more_lse)
+            join(area.of_queries(out), area.of_queries(lse), more, more_lse)
         return out.masked_fill_(lse[..., None] == -torch.inf, 0).to(call.q.dtype), lse
 
     def backward(
@@ -230,21 +232,13 @@ class _Strip:
 
 def _strips(call: Call) -> Iterator[_Strip]:
     """Runs of heads of one dilation, whole groups of those that share keys or parts of one."""
-    heads, group = call.q.shape[1], call.q.shape[1] // call.k.shape[1]
     for band in call.lowered.bands:
-        start = 0
-        while start < heads:
-            stop = start + 1
-            while stop < heads and band.dilation(stop) == band.dilation(start):
-                stop += 1
-            part, whole = (start // group + 1) * group, stop // group * group
-            stop = min(stop, part) if start % group or whole <= start else whole
-            own = band.at(start)
+        for heads, _ in head_runs(call.q.shape[1], call.k.shape[1], band.alike):
+            own = band.at(heads.start)
             for residue in range(min(own.dilations[0], call.k.shape[2])):
-                strip = _Strip(call, own, slice(start, stop), residue)
+                strip = _Strip(call, own, heads, residue)
                 if strip.start < call.q.shape[2]:
                     yield strip
-            start = stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,11 +270,3 @@ def _columns(call: Call) -> Iterator[_Area]:
                 seen = seen & ~band.sees(head, query, at)
             area = dense.Rectangle(call.q[batch, :, rows], k, v, seen, None, None, call.scale, None)
             yield _Area(batch, rows, at, area)
-
-
-def _join(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
-    """Join a softmax over other keys into out [H, n, D] and lse [H, n]; an empty side weighs 0."""
-    total = torch.logaddexp(lse, more_lse)
-    unit = total.masked_fill(total == -torch.inf, 0)
-    out.mul_((lse - unit).exp_()[..., None]).add_(more * (more_lse - unit).exp_()[..., None])
-    lse.copy_(total)

@@ -33,6 +33,10 @@ class Band:
     def dilation(self, head: int) -> int:
         return self.dilations[head] if len(self.dilations) > 1 else self.dilations[0]
 
+    def alike(self, one: int, other: int) -> bool:
+        """Whether two heads have the same dilation."""
+        return self.dilation(one) == self.dilation(other)
+
     def at(self, head: int) -> Band:
         """The band of one head."""
         return Band(self.left, self.right, (self.dilation(head),))

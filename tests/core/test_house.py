@@ -11,6 +11,8 @@ import lf_backend
 from lf_backend._graphs import constant_in_graphs
 
 ROOT = Path(lf_backend.__file__).parent
+
+
 def test_no_one_outside_a_backend_compares_its_name() -> None:
     for path in ROOT.rglob("*.py"):
         if "backends" in path.parts or "testing" in path.parts:

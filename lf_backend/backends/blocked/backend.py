@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.backends.blocked.arithmetic import Arithmetic
 from lf_backend.backends.blocked.plan import passes, strips
-from lf_backend.backends.blocked.strips import Strip, join, part
+from lf_backend.backends.blocked.strips import Strip, part, settle
+from lf_backend.numerics.join import join
 from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.problem import Feature
 
@@ -87,17 +87,12 @@ def _write(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> No
 
 
 def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> None:
-    """A later pass: join two softmaxes over disjoint keys. An empty side, of lse -inf, weighs 0."""
+    """A later pass."""
     for block in strip.blocks():
         values, total, unit = arithmetic.attend(block, strip.sees_itself)
         more_lse = total.log().add_(unit).squeeze(-1)
         more = values.div_(total.masked_fill_(total == 0, 1))
-        rows, rows_lse = out[:, block.rows], lse[:, block.rows]
-        joint = torch.logaddexp(rows_lse, more_lse)
-        reference = joint.masked_fill(joint == -math.inf, 0)
-        rows.mul_((rows_lse - reference).exp_()[..., None])
-        rows.addcmul_(more.to(rows.dtype), (more_lse - reference).exp_()[..., None])
-        rows_lse.copy_(joint)
+        join(out[:, block.rows], lse[:, block.rows], more, more_lse)
 
 
 def _differentiate(
@@ -113,8 +108,8 @@ def _differentiate(
         block_k, block_v = part(own_k, block.at), part(own_v, block.at)
         arithmetic.add_values(block_v, block, weighed, grad_out[:, rows])
         arithmetic.add_keys(block_k, block, weighed)
-        join(own_k, block.at, block_k)
-        join(own_v, block.at, block_v)
+        settle(own_k, block.at, block_k)
+        settle(own_v, block.at, block_v)
         found = arithmetic.grad_q(block, weighed)
         if strip.first:
             torch.mul(found, arithmetic.scale, out=own_q[:, rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from lf_backend.backends.blocked.band_strips import BandStrip
 from lf_backend.backends.blocked.column_strips import ColumnStrip
 from lf_backend.backends.blocked.rule_strips import RuleStrip, differ, most_keys
 from lf_backend.backends.blocked.strips import BAND_ROWS, SCORE_BYTES, Strip
+from lf_backend.numerics.head_runs import head_runs
 from lf_backend.pattern.bands import Band, class_length
 
 Alike = Callable[[int, int], bool]  # whether two heads may share a strip
@@ -55,24 +57,11 @@ def _shown(call: Call, heads: slice, before: int | None = None) -> tuple[Band, .
 def _head_runs(call: Call, scores: int, alike: Alike) -> Iterator[tuple[slice, slice]]:
     """Heads that are alike, few enough for the cache, and the heads of their keys.
 
-    A run is whole groups of heads that share keys, or lies within one.
-
     Args:
         scores: number of scores per head of one block.
     """
     heads, kv_heads = call.q.shape[1], call.k.shape[1]
-    group = heads // kv_heads
-    start = 0
-    while start < heads:
-        end = start + 1
-        while end < heads and alike(start, end):
-            end += 1
-        if start % group or end - start < group:
-            stop = min(end, (start // group + 1) * group)
-        else:
-            stop = start + _evenly((end - start) // group, scores * group) * group
-        yield slice(start, stop), slice(start // group, (stop - 1) // group + 1)
-        start = stop
+    return head_runs(heads, kv_heads, alike, partial(_evenly, scores=scores * heads // kv_heads))
 
 
 def _evenly(count: int, scores: int) -> int:
@@ -83,7 +72,7 @@ def _evenly(count: int, scores: int) -> int:
 
 def _dilated_alike(call: Call) -> Alike:
     bands = call.lowered.bands
-    return lambda one, other: all(band.dilation(one) == band.dilation(other) for band in bands)
+    return lambda one, other: all(band.alike(one, other) for band in bands)
 
 
 def _ruled_alike(call: Call) -> Alike:

@@ -174,11 +174,11 @@ class Strip:
 
 
 def part(total: Tensor, at: At) -> Tensor:
-    """What gradients of a block's keys are added to: a view of total [Hkv, m, D], or zeros to `join`."""
+    """What gradients of a block's keys are added to: a view of total [Hkv, m, D], or zeros to `settle`."""
     return total[:, at] if isinstance(at, slice) else total.new_zeros(len(total), len(at), total.shape[2])
 
 
-def join(total: Tensor, at: At, found: Tensor) -> None:
+def settle(total: Tensor, at: At, found: Tensor) -> None:
     """Bring home what `part` gave."""
     if not isinstance(at, slice):
         total.index_add_(1, at, found)

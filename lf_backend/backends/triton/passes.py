@@ -15,6 +15,7 @@ from torch import Tensor
 from lf_backend.backend import Call, Gradients
 from lf_backend.backends.triton import launch
 from lf_backend.backends.triton.device import Device
+from lf_backend.numerics.join import join
 from lf_backend.pattern.disjoint import disjoint
 
 
@@ -26,12 +27,7 @@ def forward(call: Call, device: Device) -> tuple[Tensor, Tensor]:
         return out, lse
     total = out.float()
     for one in others:
-        more, more_lse = launch.forward(one, device)
-        joint = torch.logaddexp(lse, more_lse)
-        reference = joint.masked_fill(joint == -torch.inf, 0)
-        total *= (lse - reference).exp()[..., None]
-        total.addcmul_(more.float(), (more_lse - reference).exp()[..., None])
-        lse = joint
+        join(total, lse, *launch.forward(one, device))
     return total.to(out.dtype), lse
 
 
