@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 from torch.utils.benchmark import timer  # waits for the accelerator, then reads the clock
 
 from lf_backend.errors import LFError
@@ -89,13 +89,14 @@ def _peak_on_cuda(function: Function, device: torch.device) -> int:
 def _peak_on_cpu(function: Function) -> int:
     """The largest partial sum of the allocator's events, which are positive or negative sizes."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler writes its own start to stderr
-    activities = [ProfilerActivity.CPU]
-    with profile(activities=activities, profile_memory=True, acc_events=True) as record:  # else 2.11 warns
+    # Not torch.profiler, which builds a Python object for every event, ten times the work that is measured.
+    with profile(profile_memory=True) as record:
         kept = function()
-    assert record.profiler is not None and record.profiler.kineto_results is not None
+    results = record.kineto_results
+    assert results is not None
     del kept  # held until here, so that its release is not part of the record
     held = peak = 0
-    for event in sorted(record.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+    for event in sorted(results.events(), key=lambda event: event.start_ns()):
         if event.name() != "[memory]" or event.device_type().name != "CPU":
             continue
         held += event.nbytes()

@@ -4,13 +4,15 @@
     pytest --pyargs lf_backend.testing -k my_backend      # one
 
 Installing a distribution with an entry point in "lf_backend.backends" is all it takes to be tested.
-What a backend refuses is skipped with its reasons; what it claims must be exercised, and what it does
-not claim must be refused by name.
+A backend is given every case that it accepts on this machine. What it refuses must be refused with
+reasons, what it claims must be exercised, and what it does not claim must be refused by name.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
@@ -33,18 +35,29 @@ if torch.cuda.is_available():
     DEVICES.append(torch.device("cuda", torch.cuda.current_device()))
 
 every_backend = pytest.mark.parametrize("name", list(registry.backends()))
+every_working_backend = pytest.mark.parametrize("name", list(registry.working()))
 every_device = pytest.mark.parametrize("device", DEVICES, ids=str)
 
 
-def working(name: str) -> Backend:
-    entry = registry.backends()[name]
-    if not isinstance(entry, Backend):
-        pytest.skip(f"{name} could not be loaded")  # `test_loads` fails for it
-    return entry
+def reasons(name: str, case: Case, dtype: str, device: torch.device) -> list[str]:
+    problem = case.problem(getattr(torch, dtype))
+    return registry.working()[name].reasons(problem, Machine.of(device))
 
 
-def reasons(backend: Backend, case: Case, dtype: torch.dtype, device: torch.device) -> list[str]:
-    return backend.reasons(case.problem(dtype), Machine.of(device))
+def combinations() -> Iterator[tuple[str, torch.device, str, str, Case]]:
+    """Everything that could be run: backend, device, dtype, and a case with its title."""
+    for name, device, dtype in product(registry.working(), DEVICES, DTYPES):
+        yield from ((name, device, dtype, title, case) for title, case in named())
+
+
+accepted = pytest.mark.parametrize(
+    "name, device, dtype, case",
+    [
+        pytest.param(name, device, dtype, case, id=f"{name}-{device}-{dtype}-{title}")
+        for name, device, dtype, title, case in combinations()
+        if not reasons(name, case, dtype, device)
+    ],
+)
 
 
 @every_backend
@@ -53,28 +66,33 @@ def test_loads(name: str) -> None:
     assert isinstance(entry, Backend), f"{name}: {entry.error}"
 
 
-@every_backend
-@every_device
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [pytest.param(case, id=title) for title, case in named()])
+@accepted
 def test_case(name: str, device: torch.device, dtype: str, case: Case) -> None:
-    backend, kind = working(name), getattr(torch, dtype)
-    if against := reasons(backend, case, kind, device):
-        pytest.skip("; ".join(against))
-    check(case, name, kind, device)
+    check(case, name, getattr(torch, dtype), device)
 
 
-@every_backend
+@every_working_backend
+@every_device
+def test_what_cannot_run_here_is_refused_with_its_reasons(name: str, device: torch.device) -> None:
+    """Asked for by name, the call fails with every reason, and nothing else runs it."""
+    for case in CASES.values():
+        against = reasons(name, case, "float32", device)
+        if against and case.batch:
+            with pytest.raises(lf.UnsupportedError) as refused:
+                check(case, name, torch.float32, device)
+            assert all(reason in str(refused.value) for reason in against)
+
+
+@every_working_backend
 @every_device
 @given(case=cases(), dtype=st.sampled_from(DTYPES))
 @settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 def test_random_case(name: str, device: torch.device, case: Case, dtype: str) -> None:
-    backend, kind = working(name), getattr(torch, dtype)
-    if reasons(backend, case, kind, device):
+    if reasons(name, case, dtype, device):
         with pytest.raises(lf.UnsupportedError):
-            check(case, name, kind, device)
+            check(case, name, getattr(torch, dtype), device)
     else:
-        check(case, name, kind, device)
+        check(case, name, getattr(torch, dtype), device)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +105,10 @@ def test_bounds_hold(case: Case) -> None:
             block_map.check(rule, head, case.queries, case.length)
 
 
-@every_backend
+@every_working_backend
 def test_every_claim_is_exercised(name: str) -> None:
     """Each feature and dtype that the backend claims is part of a case that it accepts."""
-    claims = working(name).capabilities
+    claims = registry.working()[name].capabilities
     features: set[Feature] = set()
     for case in CASES.values():
         needs = case.problem(torch.float32).features
@@ -100,10 +118,10 @@ def test_every_claim_is_exercised(name: str) -> None:
     assert claims.dtypes <= set(DTYPES), f"claimed and never exercised: {claims.dtypes - set(DTYPES)}"
 
 
-@every_backend
+@every_working_backend
 def test_what_is_not_claimed_is_refused(name: str) -> None:
     """Forced, such a call raises UnsupportedError that names the feature; nothing else runs it."""
-    for feature in set(Feature) - working(name).capabilities.features:
+    for feature in set(Feature) - registry.working()[name].capabilities.features:
         case = next(c for c in CASES.values() if c.batch and feature in c.problem(torch.float32).features)
         with pytest.raises(lf.UnsupportedError) as refused:
             check(case, name, torch.float32)

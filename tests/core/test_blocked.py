@@ -25,19 +25,19 @@ def run(length: int, grad: bool, pattern: lf.Pattern = WINDOW) -> int:
     return peak_bytes(work)
 
 
-PATTERNS = [
-    WINDOW,
-    WINDOW | lf.Global(0, 7),
-    lf.Window(16, 16, dilation=3),
-    lf.Window(16, 16, dilation=(1, 1, 2, 2)),
-    WINDOW & lf.Causal(),
-    lf.sparsity.block_local(64, reach=1),
-    lf.sparsity.documents(range(0, 8193, 100)) | lf.Window(8, 0),
-    lf.sparsity.big_bird(8192, block=32),
-]
+PATTERNS = {
+    "window": WINDOW,
+    "global": WINDOW | lf.Global(0, 7),
+    "dilated": lf.Window(16, 16, dilation=3),
+    "dilated per head": lf.Window(16, 16, dilation=(1, 1, 2, 2)),
+    "causal": WINDOW & lf.Causal(),
+    "blocks": lf.sparsity.block_local(64, reach=1),
+    "documents": lf.sparsity.documents(range(0, 8193, 100)) | lf.Window(8, 0),
+    "big bird": lf.sparsity.big_bird(8192, block=32),
+}
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS.keys())
 @pytest.mark.parametrize("grad", [False, True])
 def test_memory_doubles_with_length(grad: bool, pattern: lf.Pattern) -> None:
     one, two = run(4096, grad, pattern), run(8192, grad, pattern)
