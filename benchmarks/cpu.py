@@ -58,7 +58,7 @@ def backends(repeats: int) -> Iterator[Row]:
 
 
 def variants(repeats: int) -> Iterator[Row]:
-    """What features cost against the plain window: ratios of time to its time."""
+    """Time each feature beside the plain window; figures are ratios to its time."""
     patterns = {
         "plain": BASE,
         "16 global tokens": BASE | lf.Global(*range(16)),

@@ -70,7 +70,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how long."""
+    """The device of the sections, and how often they measure."""
 
     device: torch.device
     toy: bool
@@ -174,7 +174,7 @@ def two_sided(bench: Bench) -> Iterator[Row]:
 
 
 def globals_(bench: Bench) -> Iterator[Row]:
-    """What global tokens cost: time over that of none."""
+    """Time calls with global tokens; figures are ratios to none."""
     yield from _relative(bench, {
         f"{count} global tokens": Work(lf.Window(256, 256) | lf.Global(*range(count)), batch=1)
         for count in (0, 1, 16, 64)
@@ -182,7 +182,7 @@ def globals_(bench: Bench) -> Iterator[Row]:
 
 
 def dilation(bench: Bench) -> Iterator[Row]:
-    """What dilation costs: time over that of none. Window 256 + 256."""
+    """Time dilated windows, 256 + 256; figures are ratios to an undilated one."""
     yield from _relative(bench, {
         "none": Work(lf.Window(256, 256)),
         "4, all heads": Work(lf.Window(256, 256, dilation=4)),

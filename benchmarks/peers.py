@@ -1,4 +1,4 @@
-"""What others run for the same work; each is a function of q, k, v [B, H, N, D]."""
+"""Other libraries' code for the same work; each is a function of q, k, v [B, H, N, D]."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def longformer_layer(window: int, heads: int, head_dim: int) -> nn.Module:
 
 
 def layer_arguments(batch: int, length: int, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Of `longformer_layer`, for text without padding and without global tokens."""
+    """Arguments of `longformer_layer` for text without padding and without global tokens."""
     nobody = torch.zeros(batch, length, dtype=torch.bool, device=device)
     return {
         "attention_mask": torch.zeros(batch, length, device=device),
@@ -74,7 +74,7 @@ def dense(pattern: Pattern, length: int, device: torch.device | str = "cpu") -> 
 
 
 def cudnn(pattern: Pattern, length: int, device: torch.device | str = "cuda") -> Attention:
-    """The same by cuDNN's kernel, which torch offers for dense attention alone."""
+    """Run cuDNN's kernel, which torch offers for dense attention alone."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

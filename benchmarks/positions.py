@@ -1,4 +1,4 @@
-"""What relative positions cost beside the window alone: `python -m benchmarks.positions`.
+"""The cost of relative positions beside the window alone: `python -m benchmarks.positions`.
 
 The attention of one layer of the paper's character models (8 heads x 64, the top layer's window of phase 1),
 float32, forward and backward. The position scores of a window are as large as its content scores; in

@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
 
 
 def parser(doc: str | None, sections: Iterable[str], repeats: int) -> argparse.ArgumentParser:
-    """What the commands that measure sections have in common."""
+    """Options that all commands with sections share."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--repeats", type=int, default=repeats, help="timed rounds of each section")
     found.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""What torch.compile is told of functions, without loading the compiler."""
+"""Marks on functions that torch.compile reads, set without loading the compiler."""
 
 from __future__ import annotations
 

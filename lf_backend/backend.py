@@ -36,7 +36,7 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a backend is given.
+    """The call that a backend is given.
 
     Attributes:
         q: [B, H, N, D], any strides; the queries are the last N of the M positions, unless `positions` says
@@ -90,7 +90,7 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend can do, as data. Nothing here depends on the machine at hand.
+    """The abilities of a backend, as data. Nothing here depends on the machine at hand.
 
     Attributes:
         features: needs it can satisfy.
@@ -150,7 +150,7 @@ class Backend(ABC):
         return self.capabilities.reasons(problem, machine)
 
     def details(self) -> str:
-        """What `info` says besides the capabilities, e.g. the operators of a package behind it."""
+        """Describe for `info` what capabilities do not say, such as the operators of a package behind it."""
         return ""
 
     @abstractmethod

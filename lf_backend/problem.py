@@ -1,4 +1,4 @@
-"""What a call needs (Problem) and what runs it (Machine): hashable values without tensors.
+"""A call's needs (Problem) and the place where it runs (Machine), as hashable values without tensors.
 
 Because neither holds a tensor, a test on a laptop can ask what another machine would choose.
 """
@@ -14,7 +14,7 @@ import torch
 
 
 class Feature(enum.Enum):
-    """What a call may need of a backend. The value is the word used in reasons and tables.
+    """Needs that a call may have of a backend. The value is the word used in reasons and tables.
 
     Sinks, separate projections and global rows are not here: the operator computes them once,
     above all backends.
@@ -80,7 +80,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a call runs.
+    """The machine on which a call runs.
 
     Attributes:
         device: device type as in torch.device, e.g. "cpu", "cuda".

@@ -32,7 +32,7 @@ _LM_HEADS, _LM_PHASES = 8, 5
 
 
 def fixed(layers: int, window: int, of: Callable[[int], Pattern] = Window.causal) -> Schedule:
-    """The same window in all layers.
+    """Repeat one window in all layers.
 
     Args:
         window: its size, in the words of `of`.

@@ -68,7 +68,7 @@ def fit(
 
 
 def write(text: str, option: str = OPTION) -> str:
-    """The same patterns as text that needs no file, and that `read` takes."""
+    """Write patterns as text that needs no file and that `read` takes."""
     texts = [pattern.text for pattern in _patterns(text, option)]
     return json.dumps(texts) if _is_list(text) else texts[0]
 

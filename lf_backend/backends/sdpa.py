@@ -1,4 +1,4 @@
-"""Where every pair is visible, or every past one: PyTorch's own dense kernel, on CPUs.
+"""PyTorch's own dense kernel on CPUs, for calls that show every pair or every past one.
 
 A window over the whole sequence leaves no pair to skip, and short sequences are mostly overhead: there the
 operator behind `scaled_dot_product_attention` has the least. It is called itself, because the public
@@ -74,7 +74,7 @@ class Sdpa(Backend):
 
 
 def _is_causal(call: Call) -> bool:
-    """Not every pair is visible: then every past one is, as `Sdpa.reasons` has seen to."""
+    """Return whether only the past is visible; `Sdpa.reasons` admits nothing else but every pair."""
     return not call.lowered.covers(call.q.shape[2], call.k.shape[2])[1]
 
 
@@ -119,7 +119,7 @@ def _sees_nothing(call: Call) -> Tensor:
 
 
 def _dense_backward(call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
-    """By products of whole matrices."""
+    """Compute the gradients by products of whole matrices."""
     n, m = call.q.shape[2], call.k.shape[2]
     visible = torch.ones(n, m, dtype=torch.bool)
     visible = visible.tril_() if _is_causal(call) else visible

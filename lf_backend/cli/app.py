@@ -52,7 +52,7 @@ Keys = Annotated[int | None, typer.Option(help="Number of keys, if more than que
 
 @app.command("info")
 def info_command() -> None:
-    """What is installed here, and what the backends can do."""
+    """Show what is installed here, and what the backends can do."""
     info.show(Console())
 
 

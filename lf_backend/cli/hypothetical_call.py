@@ -27,7 +27,7 @@ class Dtype(str, enum.Enum):
 
 
 class Need(str, enum.Enum):
-    """What a call may have besides q, k, v."""
+    """Things that a call may have besides q, k, v."""
 
     KEY_PADDING = "key_padding"
     GLOBAL_MASK = "global_mask"
@@ -55,7 +55,7 @@ class Call:
 
 
 def ask(call: Call, machine: Machine) -> Selection:
-    """Who would run the call on the machine.
+    """Return which backend would run the call on the machine.
 
     Raises:
         LFError: shapes and needs that do not fit each other or the pattern.

@@ -1,4 +1,4 @@
-"""What is installed here and what the backends can do, from the registry."""
+"""A table of what is installed here and what the backends can do, read from the registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs a call.
+"""The choice of a backend for a call.
 
 registry.py   the one list of backends
 measured.py   calls that were timed, and the nearest to a problem

@@ -1,4 +1,4 @@
-"""What was measured, and decides among backends that can run a call: `measured.json`.
+"""Measured calls, which decide among the backends that can run a call: `measured.json`.
 
 `python -m benchmarks.select` times every backend that can on calls of many shapes and writes the file. A
 call is decided by the nearest of its kind: same device, dtype, coverage, with or without a backward, then by
@@ -49,7 +49,7 @@ class MeasuredCall:
         return f"{shape}, {self.dtype}, {work}: {times}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the file."""
+        """Return the row as the file has it."""
         return {**vars(self), "coverage": self.coverage.name, "times": dict(self.times)}
 
     @classmethod

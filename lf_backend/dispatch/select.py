@@ -65,7 +65,7 @@ def rule_out(selection: Selection, error: BuildError) -> None:
 
 
 def _kind(problem: Problem) -> Problem:
-    """What of a problem a kernel is built for: another length does not try again, and fail again.
+    """Return the part of a problem that a kernel is built for, so that another length does not fail again.
 
     What a rule does to a compiler says nothing about others; they differ in more than a problem says.
     """

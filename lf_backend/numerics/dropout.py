@@ -33,7 +33,7 @@ def keep(
 
 
 def starts(seed: Tensor, batches: Tensor) -> Tensor:
-    """What the hashes of an example begin with, int32 [B]; `batches` are indices of examples."""
+    """Return the starts of the hashes of examples, int32 [B]; `batches` are their indices."""
     low = _mix(_word(seed.reshape(1)))
     return _mix(_mix(low ^ _word(seed.reshape(1) >> 32)) ^ _word(batches))
 

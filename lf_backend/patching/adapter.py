@@ -1,4 +1,4 @@
-"""What an integration implements: a plan of which modules become instances of which class.
+"""The contract of an integration: it plans which modules become instances of which class.
 
 Adapters are found by entry points of the group "lf_backend.integrations", each naming an instance.
 """
@@ -19,7 +19,7 @@ Patterns = Pattern | tuple[Pattern, ...] | None
 
 @dataclass(frozen=True)
 class Mark:
-    """What a patched module carries as `lf_mark`: a value, copied and pickled with the module.
+    """The value that a patched module carries as `lf_mark`, copied and pickled with the module.
 
     Attributes:
         before, after: the module's class without and with the patch.
@@ -55,7 +55,7 @@ class Swap:
 
 
 class Adapter(ABC):
-    """What an integration implements; it never changes a module itself.
+    """The interface of an integration, which never changes a module itself.
 
     Class attributes:
         name: how errors and reports call the integration.

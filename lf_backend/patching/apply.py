@@ -91,7 +91,7 @@ def _load(point: metadata.EntryPoint) -> tuple[str, Adapter | registry.Broken]:
 
 
 def _plan(adapter: Adapter | registry.Broken, model: nn.Module, pattern: Patterns) -> Sequence[Swap] | str:
-    """What an adapter would do, or why it does nothing."""
+    """Return an adapter's plan, or why it has none."""
     if isinstance(adapter, registry.Broken):
         return f"could not be loaded: {adapter.error}"
     try:

@@ -25,7 +25,7 @@ class PatchedModule:
 
 @dataclass(frozen=True)
 class Report:
-    """What a patch changed; `str()` is the table that users read."""
+    """The changes of a patch; `str()` is the table that users read."""
 
     model: str
     backend: str | None

@@ -1,4 +1,4 @@
-"""What sees what: the one definition that everything else is tested against.
+"""Patterns: the one definition of visibility, against which everything else is tested.
 
 A pattern is a value. It is written with terms, and run in a lowered form:
 

@@ -45,7 +45,7 @@ def _spans(form: Form, head: int, block: range, m: int) -> Spans:
 
 
 def _evaluated(form: Form, head: int, block: range, spans: Spans) -> Spans:
-    """What the form shows of these spans, key by key."""
+    """Narrow spans to the keys that the form shows, asking key by key."""
     found: list[Span] = []
     for keys in _chunks(spans, max(1, CHUNK // len(block))):
         seen = _sees(form, head, block, keys)

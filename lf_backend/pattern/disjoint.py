@@ -26,7 +26,7 @@ def disjoint(bands: Iterable[Band]) -> tuple[Band, ...] | None:
 
 
 def _without(band: Band, other: Band) -> list[Band] | None:
-    """What the band shows and the other does not, on its two sides; None if that is not two bands."""
+    """Subtract the other band: return the pieces on its two sides, or None if they are no bands."""
     heads = range(max(len(band.dilations), len(other.dilations)))
     ratios = [(other.dilation(head), band.dilation(head)) for head in heads]
     backs, aheads = (

@@ -29,7 +29,7 @@ BLOCK = 128  # FlexAttention's
 
 
 class Interchange:
-    """What a pattern can become elsewhere; part of every pattern."""
+    """Methods of every pattern that turn it into other libraries' words."""
 
     lowered: Lowered
 
@@ -120,7 +120,7 @@ def mask_mod(forms: tuple[Form, ...], device: torch.device) -> Callable[[Any, An
 
 @lru_cache(maxsize=64)
 def block_states(forms: tuple[Form, ...], heads: int, n: int, m: int) -> Tensor:
-    """Of each block of 128 x 128 pairs whether none (0), some (1) or all (2) are visible.
+    """Classify each block of 128 x 128 pairs: none (0), some (1) or all (2) are visible.
 
     int8 [1 or heads, blocks of queries, blocks of keys], one head where all are alike.
     """

@@ -50,7 +50,7 @@ class Tokens:
 
 
 class Form(Protocol):
-    """What a single term of a pattern is made of: a `Band`, `Tokens`, or anything else that decides."""
+    """One term in its lowered form: a `Band`, `Tokens`, or anything else that decides about pairs."""
 
     def sees(self, head: Any, query: Any, key: Any) -> Any:
         """Whether the pair is visible; tensors of ints that broadcast."""

@@ -33,7 +33,7 @@ _registered: dict[str, Maker] = {}
 
 @dataclass(frozen=True)
 class Named(Pattern):
-    """What a named term makes of its arguments; equal to what the same term makes of equal ones.
+    """A named term with its arguments; equal to the same term with equal ones.
 
     Attributes:
         name: of the term.
@@ -60,7 +60,7 @@ class Named(Pattern):
         return self.made.heads
 
     def _write(self) -> str:
-        """As the call is written: what has no default by place, what differs from its default by name."""
+        """Write the call: parameters without a default by place, those that differ from it by name."""
         words = []
         for name, value in self.arguments:
             parameter = inspect.signature(maker(self.name)).parameters[name]
@@ -101,7 +101,7 @@ def term(make: Callable[P, Pattern]) -> Callable[P, Pattern]:
 
 
 def names() -> tuple[str, ...]:
-    """Of all terms that text may hold, built in first."""
+    """Return the names of all terms that text may hold, built in first."""
     return (*BUILT_IN, *sorted(_registered))
 
 

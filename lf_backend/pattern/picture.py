@@ -30,7 +30,7 @@ SAMPLES = 8  # positions of a cell, per axis, at which a rule is asked
 
 
 class Kind(enum.IntEnum):
-    """What fills a cell; the largest wins."""
+    """The content of a cell; the largest wins."""
 
     UNSEEN = 0
     RULE = 1
@@ -46,7 +46,7 @@ _NAMES = {Kind.RULE: "other rule", Kind.WINDOW: "window", Kind.GLOBAL: "global"}
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """What some heads see.
+    """The picture of heads that see the same.
 
     Attributes:
         heads: their numbers.
@@ -170,7 +170,7 @@ def _blocks(start: int, stop: int, step: int) -> list[range]:
 
 
 def _cells(lowered: Lowered, head: int, rows: list[range], columns: list[range]) -> Tensor:
-    """What one head sees, int8 [rows, columns] of `Kind`."""
+    """Return the cells of one head, int8 [rows, columns] of `Kind`."""
     queries = torch.tensor([[row[0], row[-1]] for row in rows])[:, None]
     keys = torch.tensor([[column[0], column[-1]] for column in columns])[None]
     low, high = keys[..., 0] - queries[..., 1], keys[..., 1] - queries[..., 0]

@@ -23,12 +23,12 @@ Spans = tuple[Span, ...]  # disjoint and sorted, where a function of this module
 
 
 def united(spans: Iterable[Span], m: int) -> Spans:
-    """What any of the spans shows of `m` keys; they may overlap."""
+    """Unite spans of `m` keys; they may overlap."""
     return _covered(spans, 1, m)
 
 
 def common(lists: Iterable[Spans], m: int) -> Spans:
-    """What all lists show of `m` keys; within a list, spans are disjoint."""
+    """Intersect lists of spans of `m` keys; within a list, spans are disjoint."""
     parts = list(lists)
     return _covered((span for spans in parts for span in spans), len(parts), m)
 
@@ -44,7 +44,7 @@ def bridged(spans: Spans, gap: int) -> Spans:
 
 
 def _covered(spans: Iterable[Span], times: int, m: int) -> Spans:
-    """Where `times` of the spans lie, full where so many full ones do."""
+    """Return where `times` of the spans lie, full where so many full ones do."""
     changes: dict[int, list[int]] = {}
     for start, stop, full in spans:
         start, stop = max(start, 0), min(stop, m)

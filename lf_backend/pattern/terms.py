@@ -1,4 +1,4 @@
-"""What sees what: the terms of a pattern, their algebra, and the one definition of visibility.
+"""The terms of a pattern, their algebra, and the one definition of visibility.
 
 A pattern is a value: frozen, hashable, comparable, without tensors and without a device. Everything
 else in the library (backends, drawings, FLOP counts, tests) is derived from two of its members:
@@ -196,12 +196,12 @@ class Pattern(Interchange, ABC):
 
 
 class Term(Pattern):
-    """What is neither a union nor an intersection: one form, the same for all heads."""
+    """A pattern of one form, the same for all heads: neither a union nor an intersection."""
 
     @property
     @abstractmethod
     def form(self) -> Form:
-        """What the term is lowered to."""
+        """Return the lowered form of the term."""
 
     def sees(self, head: Index, query: Index, key: Index) -> Any:
         return self.form.sees(head, query, key)
@@ -352,13 +352,16 @@ class Intersection(_Joined):
 
 
 def union(*patterns: Pattern) -> Pattern:
-    """What any of one or more patterns shows, `a | b | c`."""
+    """Unite one or more patterns: `a | b | c` shows what any of them shows."""
     terms = _flat(Union, *patterns)
     return Union(tuple(terms)) if len(terms) > 1 else terms[0]
 
 
 def intersection(*patterns: Pattern) -> Pattern:
-    """What all of one or more patterns show, `a & b & c`; a window takes `Causal()` in, as `right` 0."""
+    """Intersect one or more patterns: `a & b & c` shows what all of them show.
+
+    A window takes `Causal()` in, as `right` 0.
+    """
     terms = _flat(Intersection, *patterns)
     rest = [term for term in terms if not isinstance(term, Causal)]
     if len(rest) < len(terms) and any(isinstance(term, Window) for term in rest):

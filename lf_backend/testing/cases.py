@@ -79,7 +79,7 @@ class Case:
         return {"scale": self.scale, "softcap": self.softcap, "dropout_p": self.dropout_p}
 
     def problem(self, dtype: torch.dtype, differentiable: bool = True) -> Problem:
-        """What the case asks of a backend."""
+        """Return the problem that the case poses to a backend."""
         t = self.tensors(dtype, torch.device("cpu"))
         return Arguments(
             t.q, t.k, t.v, t.global_q, t.global_k, t.global_v, t.key_padding, t.global_mask, t.sinks,

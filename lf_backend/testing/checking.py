@@ -61,7 +61,7 @@ def run(case: Case, backend: str, tensors: Tensors) -> Results:
 
 
 def expected(case: Case, tensors: Tensors) -> Results:
-    """The same from the oracle, in the dtype of the tensors."""
+    """Return the oracle's results, in the dtype of the tensors."""
     with torch.random.fork_rng(devices=_cuda(tensors)):
         torch.manual_seed(case.seed)
         seed = torch.randint(2**62, (1,), device=tensors.q.device)  # what `attention` draws
@@ -170,7 +170,7 @@ def _check_repeat(first: Results, second: Results) -> None:
 
 
 def _check_padding(case: Case, backend: str, tensors: Tensors, found: Results) -> None:
-    """What padded positions hold has no effect and gets no gradient, NaN and inf included."""
+    """Check that padded positions, whatever they hold, have no effect and get no gradient."""
     padding = tensors.key_padding
     assert padding is not None, "called only with padding"
     spoiled = {}

@@ -99,7 +99,7 @@ def test_random_case(name: str, device: torch.device, case: Case, dtype: str) ->
     "case", [pytest.param(c, id=title) for title, c in named() if c.pattern.lowered.others]
 )
 def test_bounds_hold(case: Case) -> None:
-    """What backends skip, trusting the bounds of a predicate, is invisible; what they do not mask is not."""
+    """Backends trust a predicate's bounds: pairs outside are invisible, full spans are visible."""
     for rule in case.pattern.lowered.others:
         for head in range(case.heads):
             block_map.check(rule, head, case.queries, case.length)

@@ -76,7 +76,7 @@ def add(parser: ArgumentParser, texts: dict[str, str]) -> None:
 
 
 def option(name: str) -> str:
-    """As it is written in a command."""
+    """Return the option as a command line spells it."""
     return "--" + name.replace("_", "-")
 
 

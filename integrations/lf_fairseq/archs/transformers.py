@@ -47,7 +47,7 @@ class SparseLanguageModel(TransformerLanguageModel):  # type: ignore[misc]
 
 
 class _TwoSided:
-    """What models with an encoder and a decoder share."""
+    """The part that models with an encoder and a decoder share."""
 
     @classmethod
     def add_args(cls, parser: Any) -> None:

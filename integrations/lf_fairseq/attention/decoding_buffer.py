@@ -25,7 +25,7 @@ from lf_fairseq.attention.keys import Laid, check_movable
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """What one layer keeps.
+    """The keys and values that one layer keeps.
 
     Attributes:
         keys, values: [B, H, S, D].

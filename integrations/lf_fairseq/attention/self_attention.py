@@ -102,7 +102,7 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
         return incremental_state
 
     def _get_input_buffer(self, incremental_state: State | None) -> dict[str, Tensor | None]:
-        """What is kept, under fairseq's names; fewer keys than fairseq keeps."""
+        """Return the kept keys under fairseq's names; they are fewer than fairseq keeps."""
         buffer = self._buffer(incremental_state)
         if buffer is None:
             return {}

@@ -25,7 +25,7 @@ def addressed(stack: nn.Module, global_mask: Tensor | None) -> Iterator[None]:
 
 
 def received(stack: nn.Module) -> Tensor | None:
-    """What was addressed to this stack."""
+    """Return the mask that was addressed to this stack."""
     addressee, global_mask = _mail.get()
     return global_mask if addressee is stack else None
 

@@ -63,7 +63,7 @@ def _call(layer: Callable[..., Any], mask: Tensor, *args: Any, **kwargs: Any) ->
 
 
 class _Stack(nn.Module):
-    """What encoders and decoders share."""
+    """The part that encoders and decoders share."""
 
     if TYPE_CHECKING:
         lf_mark: Mark

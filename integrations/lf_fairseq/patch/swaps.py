@@ -51,7 +51,7 @@ class Side(NamedTuple):
 
 
 def swaps(model: nn.Module, pattern: Patterns) -> list[Swap]:
-    """What `Adapter.plan` returns, for a model with modules of fairseq.
+    """Plan the swaps of a model with modules of fairseq, as `Adapter.plan` returns them.
 
     Raises:
         PatchError: a layer that cannot be patched, and why.
@@ -180,7 +180,7 @@ _DECODER = {
 
 
 def _containers(model: nn.Module, found: list[Side]) -> Iterator[Swap]:
-    """What is around an encoder and passes the batch's global tokens on."""
+    """Yield the modules around an encoder, which pass the batch's global tokens on."""
     stacks = {id(side.stack) for side in found if side.stack is not None}
     for path, module in model.named_modules():
         to: Any = CONTAINERS.get(type(module))

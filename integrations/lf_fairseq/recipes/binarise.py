@@ -21,7 +21,7 @@ RECORD = "corpus.json"
 
 
 def symbol(byte: int) -> str:
-    """What a byte is called in dict.txt: itself where it prints, else its number."""
+    """Name a byte for dict.txt: the character itself where it prints, else its number."""
     return chr(byte) if 33 <= byte <= 126 else f"0x{byte:02x}"
 
 

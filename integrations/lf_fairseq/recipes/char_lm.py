@@ -30,7 +30,7 @@ BAD_INPUT = 2
 
 
 class SizeName(str, Enum):
-    """What `--size` may be; `phases.SIZES` says what each is."""
+    """The values of `--size`; `phases.SIZES` describes each."""
 
     small = "small"
     large = "large"

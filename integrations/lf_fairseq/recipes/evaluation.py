@@ -68,7 +68,7 @@ def spans(characters: int, length: int, step: int) -> Iterator[Span]:
 def score(
     model: Any, tokens: Tensor, start: int, length: int, step: int, batch: int, progress: Progress
 ) -> Score:
-    """What a language model of fairseq needs for tokens.
+    """Score tokens by a language model of fairseq.
 
     Args:
         model: put into evaluation mode here.
@@ -100,7 +100,7 @@ def score(
 
 
 def _bits(model: Any, given: Tensor, wanted: Tensor, counted: int) -> float:
-    """Of the last `counted` predictions for each row."""
+    """Sum the bits of the last `counted` predictions of each row."""
     features, extra = model.extract_features(given)
     logits = model.output_layer(features[:, -counted:])
     log_probabilities = model.get_normalized_probs((logits, extra), log_probs=True, sample=None)

@@ -93,7 +93,7 @@ class Size:
         )  # fmt: skip
 
     def trial(self, updates: int) -> Size:
-        """The same with so many updates in every phase, and little text to look at: to try the command."""
+        """Return a trial of the phases: so many updates in each, and little text to evaluate."""
         return replace(
             self,
             updates=(updates,) * LAST_PHASE,
@@ -150,7 +150,7 @@ SIZES = {size.name: size for size in (SMALL, LARGE, LAPTOP)}
 
 @dataclass(frozen=True)
 class Run:
-    """Where and on what a training runs.
+    """The folders and devices of a training.
 
     Attributes:
         data: folder of binarised data.
@@ -171,16 +171,16 @@ class Run:
         return self.out / f"phase{phase}"
 
     def checkpoint(self, phase: int) -> Path:
-        """What a finished phase leaves, and a running one continues."""
+        """The checkpoint that a finished phase leaves and an interrupted one continues."""
         return self.folder(phase) / "checkpoint_last.pt"
 
     def log(self, phase: int) -> Path:
-        """What fairseq reports, as JSON among other lines."""
+        """The log, in which fairseq reports as JSON among other lines."""
         return self.folder(phase) / "train.log"
 
 
 def identity(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
-    """What makes a training this one: all but the folders, and on what and in which portions it runs."""
+    """Describe the training itself: everything but folders, devices and portions."""
     return {
         "arch": size.arch,
         "windows": [pattern.text for pattern in phase.schedule],
@@ -193,7 +193,7 @@ def identity(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
 
 
 def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
-    """Of fairseq-train, for one phase; the same again continues where it was interrupted.
+    """Return fairseq-train's arguments for one phase; repeated, they continue an interrupted one.
 
     Raises:
         LFError: a batch that devices and sequences do not divide, or half precision without a GPU.
@@ -220,7 +220,7 @@ def arguments(size: Size, phase: Phase, run: Run) -> list[str]:
 
 
 def _text(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
-    """What is read, and how much of it at a time."""
+    """Arguments that say which data are read, and how much at a time."""
     devices = max(run.devices, 1)
     sequences = run.sequences or size.sequences[phase.number - 1]
     if phase.batch % (sequences * devices):
@@ -255,7 +255,7 @@ def _optimizer(size: Size, phase: Phase) -> dict[str, Any]:
 
 
 def _files(size: Size, phase: Phase, run: Run) -> dict[str, Any]:
-    """What is written, and when; with what is looked at then."""
+    """Arguments that say which files are written and when, and what is evaluated then."""
     options = {
         "--save-dir": run.folder(phase.number),
         "--save-interval-updates": size.validation,

@@ -41,7 +41,7 @@ def train(size: Size, numbers: Sequence[int], data: Path | None, run: Run, conso
 
 
 def results(out: Path) -> dict[int, dict[str, Any]]:
-    """What `results.json` holds, by phase."""
+    """The content of `results.json`, by phase."""
     path = out / RESULTS
     return {row["phase"]: row for row in json.loads(path.read_text("utf8"))} if path.exists() else {}
 

@@ -69,7 +69,7 @@ def _curves(text: str) -> tuple[list[Record], list[Record]]:
 
 
 def _records(text: str) -> Iterator[dict[str, Any]]:
-    """What of a log is JSON: fairseq writes plain sentences between, and in later epochs lines twice."""
+    """Yield a log's JSON lines: fairseq writes sentences between them, and repeats lines in later epochs."""
     for line in text.splitlines():
         try:
             record = json.loads(line)
@@ -98,7 +98,7 @@ def _spoken_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _own_state(log: Path) -> Iterator[None]:
-    """What fairseq leaves in its modules after one training, and would carry into the next."""
+    """Take back, at the end, what fairseq keeps in its modules and would carry into the next training."""
     from fairseq import checkpoint_utils
 
     try:

@@ -61,7 +61,7 @@ class StaticWindowLayer(CacheLayerMixin):
         return seen
 
     def _taken(self, kept: Tensor, new: Tensor) -> Tensor:
-        """What queries see of `kept` and `new`; `kept` then holds what later ones may."""
+        """Return the part of `kept` and `new` that queries see; `kept` then holds the part for later ones."""
         count, length = len(self.sinks), new.shape[2]
         seen = torch.cat([kept, new], dim=2)
         if count:
@@ -85,7 +85,7 @@ class StaticWindowLayer(CacheLayerMixin):
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Not of a static cache.
+        """Unsupported: static caches cannot be cropped.
 
         Raises:
             UnsupportedError: always; what the window would then reach is dropped already.

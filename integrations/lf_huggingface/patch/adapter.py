@@ -197,7 +197,7 @@ class _Layer:
     seen: Counter[str]
 
     def pattern(self, ours: Any, roots: dict[str, nn.Module], asked: Patterns) -> Pattern | None:
-        """What it shall run."""
+        """Return the pattern that the module shall run, None if it runs none."""
         config: Any = self.module.config if self.root is None else roots[self.root].config
         found = ours.native(config) if asked is None else config_patterns.override(asked, config)
         if asked is not None:
@@ -211,7 +211,7 @@ class _Layer:
         return chosen
 
     def note(self, family: Family, asked: Patterns) -> str:
-        """What the report says about it."""
+        """Return the report's words about a module."""
         notes = [_ALONE] if self.root is None else []
         notes += [family.note] if family.root not in family.others else []
         if asked is None and family.layers_alone:

@@ -59,7 +59,7 @@ class Replay(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What the weights are computed from.
+    """Everything that the weights are computed from.
 
     Attributes:
         q, k: [B, H, N, D].

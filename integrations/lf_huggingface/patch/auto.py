@@ -22,7 +22,7 @@ from lf_huggingface.patch.adapter import is_known
 
 
 class AutoPatch:
-    """What `auto_patch` has begun: `undo()` ends it, as does leaving its `with` block."""
+    """The handle of `auto_patch`: `undo()` ends it, and so does leaving its `with` block."""
 
     def __init__(self, pattern: Pattern | str | Sequence[Pattern | str] | None, backend: str | None) -> None:
         from transformers import PreTrainedModel

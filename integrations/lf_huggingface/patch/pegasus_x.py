@@ -53,7 +53,7 @@ class PegasusXGlobalLocalAttention(upstream.PegasusXGlobalLocalAttention):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, None]:
-        """What the tokens [B, N, E] and the global tokens [B, G, E] become; weights are not formed.
+        """Attend from the tokens [B, N, E] and the global tokens [B, G, E]; weights are never formed.
 
         Args:
             attention_mask: [B, N], 0 for a token, the dtype's least number for padding.

@@ -25,7 +25,7 @@ LOG2E = math.log2(math.e)
 
 
 class Weighed(NamedTuple):
-    """Of one block: dropped weights, gradients of biased scores and of raw scores, [H, R, K]."""
+    """One block's dropped weights, gradients of biased scores and of raw scores, each [H, R, K]."""
 
     weights: Tensor
     scores: Tensor

@@ -84,6 +84,6 @@ def _rows(call: Call) -> int:
 
 
 def _band_scores(call: Call, band: Band) -> int:
-    """Of one block and head."""
+    """Count the scores of one block and head."""
     reach = band.clipped(class_length(call.k.shape[2], 0, min(band.dilations)))
     return _rows(call) * (_rows(call) + sum(reach))

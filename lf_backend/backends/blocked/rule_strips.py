@@ -62,7 +62,7 @@ class RuleStrip(Strip):
 
 
 def rule_map(call: Call, head: int) -> Map:
-    """What each block of queries touches."""
+    """Return the keys that each block of queries touches."""
     rules = call.lowered.others
     return block_map(rules, head * differ(call), call.q.shape[2], call.k.shape[2], BAND_ROWS)
 

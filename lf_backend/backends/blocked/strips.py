@@ -1,4 +1,4 @@
-"""What every strip of the blocked backend has: which queries meet which keys, under which mask.
+"""The strips of the blocked backend: which queries meet which keys, under which mask.
 
 Pass  = one band, the global columns, or the rules. Passes meet in the log-sum-exp, so a pair shows in one
         only.
@@ -174,7 +174,7 @@ class Strip:
 
 
 def part(total: Tensor, at: At) -> Tensor:
-    """What gradients of a block's keys are added to: a view of total [Hkv, m, D], or zeros to `settle`."""
+    """Return a view of total [Hkv, m, D] to add a block's gradients of keys to, or zeros to `settle`."""
     return total[:, at] if isinstance(at, slice) else total.new_zeros(len(total), len(at), total.shape[2])
 
 

@@ -139,7 +139,7 @@ def _pretend(arch: int | str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Driver:
-    """As much of a Triton driver as compiling asks for."""
+    """The part of a Triton driver that compiling asks for."""
 
     target: GPUTarget
 

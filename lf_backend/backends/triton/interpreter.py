@@ -66,7 +66,7 @@ class _Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
 
 
 def _wide(value: Any) -> Any:
-    """The same numbers, in float32 if they were in bfloat16."""
+    """Return the same numbers, in float32 if they were in bfloat16."""
     if value.dtype.scalar != tl.bfloat16:
         return value
     return _handle((value.data.astype(np.uint32) << 16).view(np.float32), tl.float32)

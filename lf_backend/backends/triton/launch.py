@@ -92,7 +92,7 @@ def _grad_queries(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor 
 
 
 def _grad_keys(plan: Plan, upstream: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Of the band. Where heads that share keys differ in dilation, each has its own, to be summed."""
+    """Compute the band's gradients of keys; heads that share keys but differ in dilation get one each."""
     call, size = plan.call, plan.tiles("grad_keys")
     if plan.band is None:
         return torch.zeros_like(call.k), torch.zeros_like(call.v)
@@ -142,7 +142,7 @@ def view(x: Tensor) -> View:
 
 
 class Plan:
-    """What the kernels of a call are launched with.
+    """The arguments with which the kernels of a call are launched.
 
     Attributes:
         alike: heads that share keys have the same dilation.
@@ -256,7 +256,7 @@ class Plan:
 
 
 def padding_of(mask: Tensor) -> Padding:
-    """What kernels know of padded keys, from bool [B, M], without a look by the host."""
+    """Bounds and masks of padded keys for the kernels, made of bool [B, M] without a look by the host."""
     real = (~mask).to(torch.int8)
     keys, count = mask.shape[1], real.sum(1)
     first = torch.where(count > 0, real.argmax(1), 0)

@@ -79,7 +79,7 @@ def all_scores(
     rows, columns, queries, key, valid, band, scoring, bias,
     PLAIN: tl.constexpr, PRECISION: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """The same of all pairs with global columns, the band's included."""
+    """Whether pairs with global columns are visible, the band's own included."""
     score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
     seen = valid & queries.inside
     if CAUSAL:
@@ -101,6 +101,6 @@ def _bias_of(bias, queries, tap, seen):
 
 @triton.jit
 def factors(dropout, queries, key):
-    """What dropout multiplies weights with."""
+    """Return dropout's factors of the weights."""
     found = 1.0 if dropout is None else keep(dropout, queries.batch, queries.head, queries.position, key)
     return found

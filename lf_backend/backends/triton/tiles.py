@@ -1,4 +1,4 @@
-"""What the kernels share: where things lie in memory, which tiles meet, scores, dropped weights.
+"""Device functions that the kernels share: addresses, tiles that meet, scores, dropped weights.
 
 A tile of scores is [queries, keys] or transposed. What varies over queries or keys comes as [R, 1] and
 [1, K], or [1, R] and [K, 1], so that one function serves both.
@@ -93,7 +93,7 @@ class Keys(NamedTuple):
 
 @triton.jit
 def rows_at(x, batch, head, index):
-    """Where the rows x[batch, head, index] begin. Planes begin anywhere in 64 bits."""
+    """Addresses of the rows x[batch, head, index]. Planes begin anywhere in 64 bits."""
     plane = x.ptr + batch.to(tl.int64) * x.stride[0] + head.to(tl.int64) * x.stride[1]
     if x.wide is not None:
         index = index.to(tl.int64)
@@ -102,7 +102,7 @@ def rows_at(x, batch, head, index):
 
 @triton.jit
 def taps_at(taps, queries, tap):
-    """Where the taps of queries lie, with offsets of 64 bits."""
+    """Addresses of the taps of queries, with offsets of 64 bits."""
     plane = (
         taps.ptr + queries.batch.to(tl.int64) * taps.stride[0] + queries.head.to(tl.int64) * taps.stride[1]
     )
@@ -160,7 +160,7 @@ def class_length(length, residue, dilation):
 
 @triton.jit
 def span(first, last, before, after, low, high, TILE: tl.constexpr):
-    """What any of first..last meets, as [start, stop); of its tiles, [inner, outer) meet all of them.
+    """Range [start, stop) that any of first..last meets; of its tiles, [inner, outer) meet all of them.
 
     This is `bands.Band.key_range` where before and after are left and right, else `query_range`.
     """
@@ -191,7 +191,7 @@ def edges(start, stop, inner, outer, TILE: tl.constexpr):
 
 @triton.jit
 def edge(tile, start, inner, outer, TILE: tl.constexpr):
-    """Where the tile-th of those begins."""
+    """Start of the tile-th of those tiles."""
     at = start + tile * TILE
     return tl.where(at < inner, at, at - inner + outer)
 
@@ -241,7 +241,7 @@ def scores(rows, columns, scoring, PLAIN: tl.constexpr, PRECISION: tl.constexpr)
 
 @triton.jit
 def unit(scoring, PLAIN: tl.constexpr):
-    """What makes a score of `scores` a natural one."""
+    """Factor that turns raw scores into natural-log units."""
     found = scoring.scale if PLAIN else 1.0
     return found
 

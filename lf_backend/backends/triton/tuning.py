@@ -29,7 +29,7 @@ class Tiles(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What sizes are looked up for."""
+    """The call for which sizes are looked up."""
 
     kernel: str
     dims: int

@@ -19,7 +19,7 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """What one forward pass takes.
+    """The cost of one forward pass.
 
     Attributes:
         seconds: of the whole model.
@@ -34,7 +34,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found at one length.
+    """The findings at one length.
 
     Attributes:
         length: number of tokens.
@@ -49,7 +49,7 @@ class Row:
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """The same model once more, over the same weights."""
+    """Copy a model over the same weights."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
 

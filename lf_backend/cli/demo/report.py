@@ -1,4 +1,4 @@
-"""What the demo shows: a table, and the paper's figure 1 for this machine."""
+"""The demo's results as tables, and as the paper's figure 1 for this machine."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ PLOT = Path("lf-demo.png")
 
 @dataclass(frozen=True)
 class Request:
-    """What the demo was asked for, as in its `--help`; `plot` is None where nothing was said."""
+    """The demo's options, as in its `--help`; `plot` is None where nothing was said."""
 
     files: tuple[Path, ...]
     model: Path | None
@@ -93,7 +93,7 @@ def _longest(
 def _introduce(
     patched: Report, reader: subject.Subject, length: int, device: torch.device, console: Console
 ) -> None:
-    """What was patched, what the first layer sees, and which backend runs it."""
+    """Print what was patched, what the first layer sees, and which backend runs it."""
     console.print(f"\n{patched}", highlight=False, markup=False, soft_wrap=True)
     pattern = next(row.pattern for row in patched.rows if row.pattern is not None)
     console.print(Padding(coloured(draw(pattern | Global(0), length)), (1, 2)))
