@@ -1,0 +1,133 @@
+"""Builds the native backend's library into the wheel, where there is a C++ compiler; else the wheel is pure.
+
+The library has a plain C interface, called by ctypes, and knows neither Python nor PyTorch. So no headers
+of either are needed here, and one wheel, py3-none-PLATFORM, serves all versions of both. (PyTorch's stable
+ABI would do too, from 2.10 on, but must be linked with PyTorch, which the build would have to install.)
+
+Every instruction set is compiled in; which one runs is decided where it runs. CXX and CXXFLAGS are heeded.
+By hand, into the source tree or to another path: `python hatch_build.py [PATH]`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface as Hook
+except ImportError:  # by hand, without hatchling
+    Hook = object  # type: ignore[assignment,misc]
+
+NATIVE = Path(__file__).parent / "lf_backend" / "backends" / "native"
+LIBRARY = NATIVE / "lf_native.so"
+
+# Of the processor's family: name of each instruction set, and what the compiler must be told for it.
+X86 = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
+}
+UNITS: dict[str, dict[str, list[str]]] = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
+
+# Products and sums are fused where the source has both, on all compilers alike; no other "fast math".
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]
+
+
+class NativeHook(Hook):  # type: ignore[type-arg]
+    """Called by hatchling for every wheel, editable ones included."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if self.target_name != "wheel":
+            return
+        try:
+            build(LIBRARY)
+        except BuildError as error:
+            self.app.display_warning(f"the native backend is left out, the wheel is pure Python: {error}")
+            return
+        build_data["artifacts"].append(f"/{LIBRARY.relative_to(NATIVE.parents[2]).as_posix()}")
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform_tag()}"
+
+
+class BuildError(Exception):
+    """Why there is no library."""
+
+
+def build(target: Path) -> None:
+    """Compile the library to `target`; an older one there is gone in any case.
+
+    Raises:
+        BuildError: no compiler, none that can, or none needed on this platform.
+    """
+    target.unlink(missing_ok=True)
+    units = UNITS.get(platform.machine().lower(), {})
+    if sys.platform == "win32" or not units:
+        raise BuildError(
+            f"x86-64 or aarch64, Linux or macOS wanted, got {platform.machine()}, {sys.platform}"
+        )
+    failures = []
+    for compiler in compilers():
+        try:
+            return compile_with(compiler, units, target)
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip()
+            failures.append(f"{shlex.join(compiler)} failed: {said[-2000:]}")
+    raise BuildError("; ".join(failures) or "no C++ compiler was found (g++ or clang++ wanted, or CXX)")
+
+
+def compilers() -> Iterator[list[str]]:
+    """Commands to try: CXX alone if it is set."""
+    if given := shlex.split(os.environ.get("CXX", "")):
+        yield given
+        return
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            yield [name]
+
+
+def compile_with(compiler: list[str], units: dict[str, list[str]], target: Path) -> None:
+    """Every source to an object, `unit.cpp` once for each instruction set, and all into one library."""
+    command = [*compiler, *FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [
+            (NATIVE / "src" / "unit.cpp", f"{folder}/{name}.o", [f"-DLF_SET={name}", *flags])
+            for name, flags in units.items()
+        ]
+        for source in sorted((NATIVE / "src").glob("*.cpp")):
+            if source.name != "unit.cpp":
+                jobs.append((source, f"{folder}/{source.stem}_cpp.o", []))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(lambda job: run([*command, *job[2], "-c", str(job[0]), "-o", job[1]]), jobs):
+                pass
+        linked = f"{folder}/{target.name}"
+        run([*command, "-shared", "-pthread", *(job[1] for job in jobs), "-o", linked])
+        shutil.copy(linked, target)
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def platform_tag() -> str:
+    """As in a wheel's name. On macOS that of this processor: Python's own may claim both."""
+    if sys.platform == "darwin":
+        return f"macosx_11_0_{platform.machine()}"
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+if __name__ == "__main__":
+    try:
+        build(Path(sys.argv[1]) if len(sys.argv) > 1 else LIBRARY)
+    except BuildError as failure:
+        sys.exit(str(failure))

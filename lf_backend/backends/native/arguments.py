@@ -1,0 +1,128 @@
+"""A call as the library reads it: `Call` in src/call.h, field by field."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lf_backend import dropout
+from lf_backend.backend import Call
+from lf_backend.bands import Band
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+UNLIMITED = 2**40  # a reach beyond any sequence
+
+_SHAPE, _ROWS, _COLUMNS, _BIAS, _NUMBERS = "7q", "P3q", "PPP2qP", "P5q", "2d3qdq"
+_LAYOUT = struct.Struct(
+    "@" + _SHAPE + 3 * _ROWS + "Pq" + _COLUMNS + _BIAS + _NUMBERS + _ROWS + "P" + _ROWS + "P" + _ROWS + "3P"
+)
+_NO_ROWS = (0, 0, 0, 0)
+
+
+class Forward(NamedTuple):
+    """Where results go: out as in the call, lse [B, H, N]."""
+
+    out: Tensor
+    lse: Tensor
+
+    def fields(self) -> tuple[int, ...]:
+        return (*_rows(self.out), self.lse.data_ptr(), *_NO_ROWS, 0, *_NO_ROWS, 0, 0, 0)
+
+
+class Backward(NamedTuple):
+    """What a backward pass reads and writes besides the call; shapes as in `Backend.backward`."""
+
+    grad_out: Tensor
+    delta: Tensor
+    lse: Tensor
+    grad_q: Tensor
+    grad_k: Tensor
+    grad_v: Tensor
+    grad_bias: Tensor | None
+
+    def fields(self) -> tuple[int, ...]:
+        return (
+            *_NO_ROWS, self.lse.data_ptr(), *_rows(self.grad_out), self.delta.data_ptr(), *_rows(self.grad_q),
+            self.grad_k.data_ptr(), self.grad_v.data_ptr(), _address(self.grad_bias),
+        )  # fmt: skip
+
+
+class Packed(NamedTuple):
+    """The bytes, and the tensors that must live as long as they are read."""
+
+    data: bytes
+    kept: tuple[object, ...]
+
+
+def packed(call: Call, results: Forward | Backward) -> Packed:
+    """The call and its results. Copies only rows whose elements are apart."""
+    q, k, v = map(_readable, (call.q, call.k, call.v))
+    if isinstance(results, Backward):
+        results = results._replace(
+            grad_out=_readable(results.grad_out),
+            delta=results.delta.contiguous(),
+            lse=results.lse.contiguous(),
+        )
+    batch, heads, queries, head_dim = q.shape
+    bands = _bands(call.lowered.bands, heads)
+    positions = None if call.positions is None else call.positions.contiguous()
+    padding = None if call.key_padding is None else call.key_padding.contiguous()
+    columns, shown, count, causal = _columns(call)
+    data = _LAYOUT.pack(
+        DTYPES[q.dtype], batch, heads, k.shape[1], queries, k.shape[2], head_dim,
+        *_rows(q), *_rows(k), *_rows(v), bands.buffer_info()[0], len(call.lowered.bands),
+        _address(positions), _address(columns), _address(shown), count, causal, _address(padding),
+        *_bias(call.band_bias), *_numbers(call), *results.fields(),
+    )  # fmt: skip
+    return Packed(data, (q, k, v, bands, positions, padding, columns, shown, results))
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _rows(x: Tensor) -> tuple[int, ...]:
+    return (x.data_ptr(), *x.stride()[:3])
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+@lru_cache(maxsize=1024)
+def _bands(bands: tuple[Band, ...], heads: int) -> array[int]:
+    """Left, right and dilation of each band and head."""
+    return array("q", (x for band in bands for head in range(heads) for x in _reach(band, head)))
+
+
+def _reach(band: Band, head: int) -> Iterable[int]:
+    left, right = (UNLIMITED if reach is None else min(reach, UNLIMITED) for reach in (band.left, band.right))
+    return left, right, min(band.dilation(head), UNLIMITED)
+
+
+def _columns(call: Call) -> tuple[Tensor | None, Tensor | None, int, bool]:
+    if call.columns is None:
+        return None, None, 0, False
+    positions, valid, causal = call.columns
+    return positions.contiguous(), valid.contiguous(), positions.shape[1], causal
+
+
+def _bias(bias: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0, 0, 0) if bias is None else (bias.data_ptr(), *bias.stride(), bias.shape[0])
+
+
+def _numbers(call: Call) -> tuple[float, ...]:
+    drops, seed, threshold, keep = 0, 0, 0, 0.0
+    if call.dropout_p:
+        assert call.seed is not None, "the operator draws a seed"
+        drops, seed, threshold = 1, int(call.seed), dropout.threshold(call.dropout_p)
+        if threshold < 2**31:  # beyond, no word reaches it, and all is dropped
+            keep = 1 / (1 - call.dropout_p)
+        threshold = min(threshold, 2**31 - 1)
+    return (call.scale, call.softcap or 0.0, drops, seed, threshold, keep, torch.get_num_threads())

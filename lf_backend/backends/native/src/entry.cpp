@@ -1,0 +1,50 @@
+// What the library exports: plain C, so that no Python and no PyTorch is needed to build it, and one library
+// serves all versions of both.
+#include <cstring>
+
+#include "units.h"
+
+namespace {
+
+struct Choice {
+    const lf::Unit* unit;
+    bool runs;
+};
+
+// Best first. Nothing but this asks the processor what it can.
+const Choice* choices() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    static const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    static const bool some = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                             __builtin_cpu_supports("f16c");
+    static const Choice found[] = {{&lf::avx512::unit, wide && some}, {&lf::avx2::unit, some}, {nullptr, false}};
+#elif defined(__aarch64__)
+    static const Choice found[] = {{&lf::neon::unit, true}, {nullptr, false}};
+#else
+    static const Choice found[] = {{nullptr, false}};
+#endif
+    return found;
+}
+
+}  // namespace
+
+#define LF_EXPORT extern "C" __attribute__((visibility("default")))
+
+LF_EXPORT int64_t lf_native_version() { return lf::VERSION; }
+
+// Name of the instruction set at a place of the list, null behind its end; the list is best first.
+LF_EXPORT const char* lf_native_name(int64_t index) {
+    return choices()[index].unit == nullptr ? nullptr : choices()[index].unit->name;
+}
+
+LF_EXPORT int lf_native_runs(int64_t index) { return choices()[index].runs; }
+
+LF_EXPORT int lf_native_forward(int64_t index, const lf::Call* call) {
+    return choices()[index].unit->forward(*call);
+}
+
+LF_EXPORT int lf_native_backward(int64_t index, const lf::Call* call) {
+    return choices()[index].unit->backward(*call);
+}
