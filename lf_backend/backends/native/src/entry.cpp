@@ -1,7 +1,6 @@
 // What the library exports: plain C, so that no Python and no PyTorch is needed to build it, and one library
 // serves all versions of both.
-#include <cstring>
-
+#include "pool.h"
 #include "units.h"
 
 namespace {
@@ -40,6 +39,8 @@ LF_EXPORT const char* lf_native_name(int64_t index) {
 }
 
 LF_EXPORT int lf_native_runs(int64_t index) { return choices()[index].runs; }
+
+LF_EXPORT void lf_native_pretend_cores(int64_t count) { lf::pretend_cores(count); }
 
 LF_EXPORT int lf_native_forward(int64_t index, const lf::Call* call) {
     return choices()[index].unit->forward(*call);

@@ -123,8 +123,11 @@ Pool& pool() {
     return *found;
 }
 
+std::atomic<int64_t> pretended{0};
+
 // Cores that the process may use.
 int64_t cores() {
+    if (int64_t count = pretended.load(std::memory_order_relaxed)) return count;
 #ifdef __linux__
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(CPU_COUNT(&set), 1);
@@ -147,15 +150,21 @@ bool run(int64_t tasks, int64_t threads, bool (*work)(void*, int64_t), void* con
             if (!work(context, task)) return false;
         return true;
     }
-    auto job = std::make_shared<Job>();
-    job->tasks = tasks, job->work = work, job->context = context, job->helpers = threads - 1;
-    Pool& own = pool();
-    own.offer(job);
-    job->help();
-    own.withdraw(job);
-    job->wait();
-    return !job->failed;
+    try {
+        auto job = std::make_shared<Job>();
+        job->tasks = tasks, job->work = work, job->context = context, job->helpers = threads - 1;
+        Pool& own = pool();
+        own.offer(job);
+        job->help();
+        own.withdraw(job);
+        job->wait();
+        return !job->failed;
+    } catch (const std::bad_alloc&) {  // before a task was begun: nothing later allocates
+        return false;
+    }
 }
+
+void pretend_cores(int64_t count) { pretended = count; }
 
 void* scratch(size_t bytes) {
     thread_local Scratch own;

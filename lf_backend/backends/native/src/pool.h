@@ -12,6 +12,9 @@ namespace lf {
 // begun. Calls may come from many threads at once, and after a fork.
 bool run(int64_t tasks, int64_t threads, bool (*work)(void* context, int64_t task), void* context);
 
+// For tests: as if the process might use so many cores; 0 asks the system again.
+void pretend_cores(int64_t count);
+
 // Memory of the calling thread, aligned to 64 bytes, valid until the next call; null if there is none.
 void* scratch(size_t bytes);
 

@@ -1,0 +1,1 @@
+"""What only the native backend has: threads of its own, a compiled library, instruction sets."""
