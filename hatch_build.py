@@ -36,7 +36,8 @@ X86 = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
 }
-UNITS: dict[str, dict[str, list[str]]] = {"x86_64": X86, "amd64": X86, "aarch64": {"neon": []}, "arm64": {"neon": []}}
+NEON: dict[str, list[str]] = {"neon": []}
+UNITS = {"x86_64": X86, "amd64": X86, "aarch64": NEON, "arm64": NEON}
 
 # Products and sums are fused where the source has both, on all compilers alike; no other "fast math".
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi"]

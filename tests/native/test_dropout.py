@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend import dropout
+from lf_backend.numerics import dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -15,6 +15,7 @@ import torch
 
 import lf_backend as lf
 from lf_backend.backends.native import library
+from lf_backend.dispatch import select
 from lf_backend.testing import CASES, check
 
 SETS = library.instruction_sets(ctypes.CDLL(str(library.PATH))) if library.PATH.exists() else []
@@ -25,13 +26,13 @@ def answer() -> Iterator[None]:
     library.found.cache_clear()
     yield
     library.found.cache_clear()
-    lf.selection._select.cache_clear()
+    select._select.cache_clear()
 
 
 def why_not(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
     monkeypatch.setattr(library, "PATH", path)
     library.found.cache_clear()
-    lf.selection._select.cache_clear()
+    select._select.cache_clear()
     q = torch.zeros(1, 1, 4, 8)
     selection = lf.explain(q, q, q, lf.Window(1, 1))
     assert selection.chosen != "native"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from native.calls import LONG, results
+from tests.native.calls import LONG, results
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lf_backend import dropout
 from lf_backend.backend import Call
-from lf_backend.bands import Band
+from lf_backend.numerics import dropout
+from lf_backend.pattern.bands import Band
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 UNLIMITED = 2**40  # a reach beyond any sequence

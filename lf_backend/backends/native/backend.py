@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lf_backend.backend import Backend, Call, Capabilities, Gradients, accumulation_dtype
+from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.backends.native import arguments, library
+from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.problem import Feature, Machine, Problem
 
 MOST_KEYS = 2**30  # positions, and sums of two, are words of 32 bits in the kernels
@@ -43,7 +44,9 @@ class Native(Backend):
         _library().forward(arguments.packed(call, arguments.Forward(out, lse)))
         return out, lse
 
-    def backward(self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
+    def backward(
+        self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
+    ) -> Gradients:
         q, k, bias, dtype = call.q, call.k, call.band_bias, accumulation_dtype(call.q.dtype)
         grad_q = torch.empty(q.shape, dtype=q.dtype)
         grad_k, grad_v = torch.empty(k.shape, dtype=dtype), torch.empty(k.shape, dtype=dtype)

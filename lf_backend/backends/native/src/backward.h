@@ -134,8 +134,17 @@ template <class A> class Backward {
         for (int64_t lane = 0; lane < lanes; ++lane) {  // without a query: no weights
             int64_t at = row_index(call_, block, lane);
             state.lse[lane] = block.used[lane] ? static_cast<const A*>(call_.lse)[at] * A(LOG2E) : A(INFINITE);
-            state.delta[lane] = block.used[lane] ? static_cast<const A*>(call_.delta)[at] : A(0);
+            state.delta[lane] = static_cast<const A*>(call_.delta)[at];
+            if (state.lse[lane] == A(INFINITE)) silence(state, lane);
         }
+    }
+
+    // No weight is more than 0 times what a lane holds, which may be NaN.
+    void silence(Slopes<A>& state, int64_t lane) const {
+        state.delta[lane] = 0;
+        for (int64_t d = 0; d < width_; ++d) state.upstream_rows[lane * width_ + d] = 0;
+        A* lanes = state.upstream + lane / LANES<A> * call_.head_dim * LANES<A> + lane % LANES<A>;
+        for (int64_t d = 0; d < call_.head_dim; ++d) lanes[d * LANES<A>] = 0;
     }
 
     void see(Work& work, const Task& task, Slopes<A>& state) const {
