@@ -63,7 +63,7 @@ def _calls(dtypes: list[str]) -> Iterator[tuple[str, int, int, lf.Pattern, bool]
     for dtype, keys, pattern, backward in itertools.product(dtypes, LENGTHS, patterns, (False, True)):
         yield dtype, keys, keys, pattern, backward
     for dtype, keys, pattern in itertools.product(dtypes, CACHED, patterns):
-        if pattern.is_causal:
+        if not pattern.looks_ahead:
             yield dtype, 1, keys, pattern, False
 
 

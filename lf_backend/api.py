@@ -53,7 +53,9 @@ def attention(
         pattern: what sees what, as a pattern or its string.
         key_padding: bool [B, M], True = padded: seen by nobody, whatever it holds (NaN too). A
             padded query's row is 0; a padded global token is padding.
-        global_mask: bool [B, M], True = global token, per example, besides those of the pattern.
+        global_mask: bool [B, M], True = global token, per example, besides those of the pattern: what
+            `pattern | Global(the same positions)` means. A `Causal()` that is laid over the pattern cuts
+            them as well; a window that ends at the query does not.
         global_q: [B, H, N, D], and global_k, global_v [B, Hkv, M, D]: separate projections
             (Longformer, section 3.1). The rows of global tokens use them, over all keys, and nothing
             else does. All three or none.

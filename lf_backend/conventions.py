@@ -21,7 +21,7 @@ from typing import Any
 
 from lf_backend._integers import integer
 from lf_backend.errors import PatternError
-from lf_backend.pattern.terms import Window
+from lf_backend.pattern.terms import Causal, Pattern, Window
 
 
 def huggingface(attention_window: int) -> Window:
@@ -41,16 +41,18 @@ def huggingface(attention_window: int) -> Window:
 
 def allenai(
     attention_window: int, attention_dilation: int | Sequence[int] = 1, autoregressive: bool = False
-) -> Window:
+) -> Pattern:
     """The authors' code (allenai/longformer): `attention_window` is one side, in dilated steps.
 
     Args:
         attention_window: at least 1, for one layer.
         attention_dilation: an int or one per head.
-        autoregressive: nothing ahead. The released code takes this option and ignores it.
+        autoregressive: nothing ahead, for global tokens as well. The released code takes this option and
+            ignores it.
     """
     size = integer("attention_window", attention_window, 1)
-    return Window(size, 0 if autoregressive else size, attention_dilation)  # type: ignore[arg-type]
+    window = Window(size, size, attention_dilation)  # type: ignore[arg-type]
+    return window & Causal() if autoregressive else window
 
 
 def flash_attn(window_size: tuple[int, int], causal: bool = False) -> Window:

@@ -13,7 +13,6 @@ from lf_backend.dispatch.selection import Selection
 from lf_backend.ops.pattern_table import resolve
 from lf_backend.pattern.disjoint import disjoint
 from lf_backend.pattern.lowered import Lowered
-from lf_backend.pattern.terms import Pattern
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
 
@@ -59,12 +58,20 @@ class Arguments:
         """Return what the call needs of a backend."""
         batch, heads, queries, head_dim = self.q.shape
         _, kv_heads, keys, _ = self.k.shape
-        pattern = resolve(self.pattern)
-        needs = _pattern_needs(pattern.lowered)
+        lowered = self.lowered
+        needs = _pattern_needs(lowered)
         needs |= {feature for feature, needed in self._needs() if needed}
         dtype = str(self.q.dtype).removeprefix("torch.")
-        window, coverage = _extent(pattern, queries, keys)
+        pattern = resolve(self.pattern)
+        ahead = pattern.looks_ahead or (self.global_mask is not None and not pattern.is_causal)
+        window, coverage = _extent(lowered, ahead, queries, keys)
         return Problem(needs, dtype, batch, heads, kv_heads, queries, keys, head_dim, window, coverage)
+
+    @property
+    def lowered(self) -> Lowered:
+        """The pattern as this call needs it."""
+        pattern = resolve(self.pattern)
+        return pattern.lowered if self.global_mask is None else pattern.lowered_with_globals
 
     def _needs(self) -> tuple[tuple[Feature, bool], ...]:
         return (
@@ -115,7 +122,7 @@ def _pattern_needs(lowered: Lowered) -> frozenset[Feature]:
 
 
 @lru_cache(maxsize=4096)
-def _extent(pattern: Pattern, queries: int, keys: int) -> tuple[int, Coverage]:
-    past, every = pattern.lowered.covers(queries, keys)
-    covered = Coverage.PAST if past and pattern.is_causal else Coverage.PART
-    return pattern.lowered.window(keys), Coverage.ALL if every else covered
+def _extent(lowered: Lowered, looks_ahead: bool, queries: int, keys: int) -> tuple[int, Coverage]:
+    past, every = lowered.covers(queries, keys)
+    covered = Coverage.PAST if past and not looks_ahead else Coverage.PART
+    return lowered.window(keys), Coverage.ALL if every else covered

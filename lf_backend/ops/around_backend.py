@@ -140,11 +140,11 @@ def _row_gradients(
 
 def _prepared(a: Arguments, backend: Backend) -> tuple[Call, Rows | None]:
     """Return the local part and the global rows."""
-    pattern = resolve(a.pattern)
+    lowered, is_causal = a.lowered, resolve(a.pattern).is_causal
     q, k, v = _without_padding(a, a.q, a.k, a.v)
-    columns = positions(pattern.lowered, pattern.is_causal, a.global_mask, a.key_padding, k)
+    columns = positions(lowered, is_causal, a.global_mask, a.key_padding, k)
     call = Call(
-        q, k, v, pattern.lowered, columns, a.key_padding, a.band_bias,
+        q, k, v, lowered, columns, a.key_padding, a.band_bias,
         a.scale, a.softcap, a.dropout_p, a.seed,
     )  # fmt: skip
     own = None

@@ -31,7 +31,7 @@ def positions(
     globals in the batch, which the host reads: free on a CPU, one synchronisation elsewhere.
 
     Args:
-        causal: globals of `mask` show and see only the past.
+        causal: with a `mask`, all globals show and see only the past; without one, `lowered` says it.
         padding: bool [B, M]; a padded global token is padding.
         like: k [B, Hkv, M, D].
     """

@@ -55,6 +55,9 @@ class Named(Pattern):
     def conjunctions(self) -> tuple[Conjunction, ...]:
         return self.made.conjunctions()
 
+    def _is_cut(self) -> bool:
+        return self.made.is_causal
+
     @property
     def heads(self) -> int | None:
         return self.made.heads

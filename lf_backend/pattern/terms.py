@@ -41,13 +41,18 @@ class Pattern(Interchange, ABC):
     Attributes:
         text: the pattern as one short string; `lf_backend.parse` reads it back.
         lowered: the same pairs as bands, global tokens and what is neither.
-        is_causal: the pattern never looks ahead; per-example globals are then cut as well.
+        lowered_with_globals: `lowered` for a call that brings global tokens of its own.
+        is_causal: `Causal()` is laid over all of it, and so over the global tokens of a call as well. A
+            window that ends at the query does not say so: its global tokens see and show all.
+        looks_ahead: some visible pair may have its key ahead of its query.
         global_positions: every global position that the pattern names, sorted.
     """
 
     text: str
     lowered: Lowered
+    lowered_with_globals: Lowered
     is_causal: bool
+    looks_ahead: bool
     global_positions: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -57,7 +62,11 @@ class Pattern(Interchange, ABC):
         positions = sorted({position for form in tokens for position in form.positions})
         object.__setattr__(self, "text", self._write())
         object.__setattr__(self, "lowered", lower(union))
-        object.__setattr__(self, "is_causal", not looks_ahead(union))
+        object.__setattr__(self, "is_causal", self._is_cut())
+        # Exactly `pattern | Global()`, but under `Causal()`, which is laid over what joins it too.
+        beside = union if self.is_causal else (*union, (Tokens(()),))
+        object.__setattr__(self, "lowered_with_globals", lower(beside))
+        object.__setattr__(self, "looks_ahead", looks_ahead(union))
         object.__setattr__(self, "global_positions", tuple(positions))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,6 +99,10 @@ class Pattern(Interchange, ABC):
     @abstractmethod
     def _write(self) -> str:
         """The text."""
+
+    @abstractmethod
+    def _is_cut(self) -> bool:
+        """Whether `Causal()` is laid over all of it."""
 
     def visible(self, query: int, key: int, head: int = 0) -> bool:
         """Whether position `query` sees position `key` in `head`; all count from 0.
@@ -213,6 +226,9 @@ class Term(Pattern):
     def heads(self) -> int | None:
         return None
 
+    def _is_cut(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class Window(Term):
@@ -242,7 +258,12 @@ class Window(Term):
 
     @classmethod
     def causal(cls, n: int, dilation: int | Sequence[int] = 1) -> Window:
-        """The last `n` keys, self included, and nothing ahead."""
+        """The last `n` keys, self included, and nothing ahead.
+
+        That is the window alone: global tokens beside it see and show what is ahead of them, as with
+        every window. `(Window.causal(n) | Global(0)) & Causal()` cuts them too, and
+        `Window.causal(n) & Causal()` those of a `global_mask`.
+        """
         return cls(integer("n", n, 1) - 1, 0, _dilation(dilation))
 
     @classmethod
@@ -294,7 +315,10 @@ class Global(Term):
 
 @dataclass(frozen=True)
 class Causal(Term):
-    """The past and self. As `pattern & Causal()` it cuts everything ahead, globals too."""
+    """The past and self. As `pattern & Causal()` it cuts everything ahead, globals too.
+
+    Also those of a call's `global_mask`: they join the pattern under `Causal()`.
+    """
 
     @property
     def form(self) -> Band:
@@ -302,6 +326,9 @@ class Causal(Term):
 
     def _write(self) -> str:
         return "causal()"
+
+    def _is_cut(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -335,6 +362,9 @@ class Union(_Joined):
     def conjunctions(self) -> tuple[Conjunction, ...]:
         return tuple(parts for term in self.terms for parts in term.conjunctions())
 
+    def _is_cut(self) -> bool:
+        return all(term.is_causal for term in self.terms)
+
 
 @dataclass(frozen=True)
 class Intersection(_Joined):
@@ -350,6 +380,9 @@ class Intersection(_Joined):
         choices = product(*(term.conjunctions() for term in self.terms))
         return tuple(tuple(form for parts in choice for form in parts) for choice in choices)
 
+    def _is_cut(self) -> bool:
+        return any(term.is_causal for term in self.terms)
+
 
 def union(*patterns: Pattern) -> Pattern:
     """Unite one or more patterns: `a | b | c` shows what any of them shows."""
@@ -360,13 +393,12 @@ def union(*patterns: Pattern) -> Pattern:
 def intersection(*patterns: Pattern) -> Pattern:
     """Intersect one or more patterns: `a & b & c` shows what all of them show.
 
-    A window takes `Causal()` in, as `right` 0.
+    Under `Causal()` a window has `right` 0; `Causal()` stays, as it says something of global tokens.
     """
     terms = _flat(Intersection, *patterns)
     rest = [term for term in terms if not isinstance(term, Causal)]
-    if len(rest) < len(terms) and any(isinstance(term, Window) for term in rest):
+    if len(rest) < len(terms):
         rest = [Window(t.left, 0, t.dilation) if isinstance(t, Window) else t for t in rest]
-    elif len(rest) < len(terms):
         rest.append(Causal())
     return Intersection(tuple(rest)) if len(rest) > 1 else rest[0]
 

@@ -85,7 +85,8 @@ def _softmax_rows(
 
 def _globals(pattern: Pattern, global_mask: Tensor | None, padding: Tensor) -> Tensor:
     """Bool [B, M]: global tokens of every example; a padded one is padding."""
-    static = torch.tensor(pattern.lowered.positions, dtype=torch.int64, device=padding.device)
+    lowered = pattern.lowered if global_mask is None else pattern.lowered_with_globals
+    static = torch.tensor(lowered.positions, dtype=torch.int64, device=padding.device)
     mask = torch.zeros_like(padding) if global_mask is None else global_mask
     return mask.index_fill(1, static, True) & ~padding
 

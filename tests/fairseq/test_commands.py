@@ -60,7 +60,7 @@ def test_the_pattern_is_in_the_checkpoint(trained):
     assert json.loads(config["attention_pattern"]) == ["window(7, 0)", "window(15, 0, dilation=2)"]
     (model,), _ = load_model_ensemble([str(trained)])
     assert [str(layer.self_attn.lf_mark.pattern) for layer in model.decoder.layers] == [
-        "window(7, 0)", "window(15, 0, dilation=2)",
+        "window(7, 0) & causal()", "window(15, 0, dilation=2) & causal()",
     ]  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_translation(pairs, tmp_path, arch, monkeypatch):
     )  # fmt: skip
     (model,), _ = load_model_ensemble([str(path)])
     assert str(model.encoder.layers[0].self_attn.lf_mark.pattern) == "window(3, 3) | global(0)"
-    assert str(model.decoder.layers[1].self_attn.lf_mark.pattern) == "window(4, 0)"
+    assert str(model.decoder.layers[1].self_attn.lf_mark.pattern) == "window(4, 0) & causal()"
     assert len(model.encoder.lf_mark.tokens) == 2 and not hasattr(model.decoder.lf_mark, "tokens")
     override = {"attention_pattern": "window(1, 1)", "decoder_attention_pattern": ""}
     (other,), _ = load_model_ensemble([str(path)], arg_overrides=override)

@@ -16,7 +16,7 @@ def test_one_pattern_is_for_all_layers():
 
 
 def test_a_list_is_one_per_layer():
-    wanted = (lf.Window(1, 0), lf.Window(3, 0, (1, 2)))
+    wanted = (lf.Window(1, 0) & lf.Causal(), lf.Window(3, 0, (1, 2)) & lf.Causal())
     text = json.dumps(["window(1, 0)", lf.to_dict(wanted[1])])
     assert pattern_option.read(text, 2, causal=True, heads=2) == wanted
     assert pattern_option.read(lf.schedules.to_json(wanted), 2, causal=True) == wanted
@@ -24,7 +24,7 @@ def test_a_list_is_one_per_layer():
 
 @pytest.mark.parametrize("text", ['"window(3, 0)"', '{"term": "window", "left": 3, "right": 0}'])
 def test_json_of_one_pattern(text):
-    assert pattern_option.read(text, 2, causal=True) == (lf.Window(3, 0),) * 2
+    assert pattern_option.read(text, 2, causal=True) == (lf.Window(3, 0) & lf.Causal(),) * 2
 
 
 def test_a_file_is_read_and_written_without_it(tmp_path):

@@ -158,7 +158,7 @@ def test_one_pattern_per_layer() -> None:
     probe = _Patterns()
     with probe:
         model(_ids())
-    assert probe.seen == ["window(1, 0)", "window(4, 0)"]
+    assert probe.seen == ["window(1, 0) & causal()", "window(4, 0) & causal()"]
     image = families.vit(lf_attention=["window(1, 1)", "window(2, 2)"])
     with pytest.raises(
         lf.UnsupportedError, match=r"one pattern for all layers wanted, got 2: ViT.*which layer"

@@ -23,11 +23,11 @@ def _patterns(model: torch.nn.Module, *args: Any) -> list[str]:
         ({"attention_dilation": 2}, ["window(4, 4, dilation=2)"] * 2),
         ({"attention_dilation": [1, 3]}, ["window(4, 4)", "window(4, 4, dilation=3)"]),
         ({"attention_dilation": [1, [1, 1, 2, 4]]}, ["window(4, 4)", "window(4, 4, dilation=[1, 1, 2, 4])"]),
-        ({"autoregressive": True}, ["window(4, 0)", "window(4, 0)"]),
+        ({"autoregressive": True}, ["window(4, 0) & causal()"] * 2),
         ({"autoregressive": False}, ["window(4, 4)", "window(4, 4)"]),
         (
             {"attention_dilation": [2, 1], "autoregressive": True},
-            ["window(4, 0, dilation=2)", "window(4, 0)"],
+            ["window(4, 0, dilation=2) & causal()", "window(4, 0) & causal()"],
         ),
     ],
 )

@@ -60,15 +60,19 @@ def test_causal_global_rows_may_see_exactly_the_past(tree):
 
 
 @given(trees(LENGTH))
-def test_is_causal_means_nothing_ahead(tree):
-    if tree.pattern().is_causal:
-        assert not tree.pattern().mask(LENGTH, heads=HEADS).triu(1).any()
+def test_what_does_not_look_ahead_shows_nothing_ahead(tree):
+    pattern = tree.pattern()
+    if not pattern.looks_ahead:
+        assert not pattern.mask(LENGTH, heads=HEADS).triu(1).any()
+    assert not (pattern.is_causal and pattern.looks_ahead)
 
 
 @pytest.mark.parametrize(
     ("text", "causal"),
     [
-        ("window(3, 0)", True),
+        ("window(3, 0)", False),
+        ("window(3, 0) & causal()", True),
+        ("window(3, 0) & causal() | window(1, 0)", False),
         ("window(3, 1)", False),
         ("window(3, 0) | global(0)", False),
         ("window(3, 0) | global()", False),
@@ -79,12 +83,6 @@ def test_is_causal_means_nothing_ahead(tree):
 )
 def test_is_causal(text, causal):
     assert lf.parse(text).is_causal is causal
-
-
-def test_a_window_alone_leaves_per_example_globals_uncut():
-    """`Window.causal`, the constructor, must not be taken for the answer whether a window is causal."""
-    assert Window(1, 1).is_causal is False
-    assert Window.causal(2).is_causal is True
 
 
 def test_causal_globals_besides_a_place_holder_for_others_are_a_rule():
@@ -128,11 +126,11 @@ def test_windows_intersect_to_one_band_wherever_the_heads_agree(terms):
         assert len(pattern.lowered.bands) == 1 and not pattern.lowered.others
 
 
-def test_causal_is_taken_into_a_window():
-    assert Window(3, 3) & Causal() == Causal() & Window(3, 3) == Window(3, 0)
-    assert Window(3, 0) & Causal() == Window(3, 0)
+def test_causal_is_taken_into_a_window_and_stays():
+    assert Window(3, 3) & Causal() == Causal() & Window(3, 3) == Window(3, 0) & Causal()
+    assert (Window(3, 3) & Causal()).lowered == Window(3, 0).lowered
     assert Causal() & Causal() == Causal()
-    assert Causal() & Global(0) & Window(2, 2) == Global(0) & Window(2, 0)
+    assert Causal() & Global(0) & Window(2, 2) == Global(0) & Window(2, 0) & Causal()
 
 
 def test_window_causal_counts_itself():

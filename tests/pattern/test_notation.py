@@ -29,7 +29,7 @@ def test_round_trips(tree):
         ("window(None, 0)", Window(None, 0)),
         ("window(1, 2, [1, 2])", Window(1, 2, (1, 2))),
         ("(window(1, 1) | global()) & causal()", (Window(1, 1) | Global()) & Causal()),
-        ("window(1, 1) & causal()", Window(1, 0)),
+        ("window(1, 1) & causal()", Window(1, 0) & Causal()),
         ("((global(3, 1)))", Global(1, 3)),
         ("window(1,1)|global(0)&causal()", Window(1, 1) | (Global(0) & Causal())),
     ],

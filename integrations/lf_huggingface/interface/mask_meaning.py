@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lf_backend._graphs import constant_in_graphs
-from lf_backend.pattern.terms import Global, Pattern, Window, intersection
+from lf_backend.pattern.terms import Causal, Global, Pattern, Window, intersection
 
 MaskFunction = Callable[..., Any]
 
-EVERYTHING, PAST = Window(None, None), Window(None, 0)
+EVERYTHING, PAST = Window(None, None), Causal()
 
 
 class Meaning(NamedTuple):
@@ -76,7 +76,8 @@ def traced_meaning(
 
 @constant_in_graphs
 def _window(left: int, right: int) -> Pattern:
-    return Window(left, right)
+    """With `right` 0 a causal model's, whose global tokens are cut as well."""
+    return Window(left, right) if right else Window(left, 0) & Causal()
 
 
 @cache
@@ -120,7 +121,9 @@ def _all(mask_functions: tuple[MaskFunction, ...]) -> Meaning:
     documents = [part.documents for part in parts if part.documents is not None]
     if len(documents) > 1:
         raise Unknown("and_mask of several documents")
-    pattern = intersection(*(part.pattern for part in parts))
-    for band in pattern.lowered.bands:  # one, or none if nothing is shown
+    pattern = whole = intersection(*(part.pattern for part in parts))
+    for band in whole.lowered.bands:  # one, or none if nothing is shown
         pattern = Window(band.left, band.right)
+    if whole.is_causal:
+        pattern = pattern & Causal()
     return Meaning(pattern, documents[0] if documents else None)

@@ -91,7 +91,8 @@ def weights(s: Scored, pattern: Pattern, global_mask: Tensor | None) -> tuple[Te
         PatternError: the layout has no place for the pattern, which is not one limited window.
     """
     band, length = _only_band(pattern), s.q.shape[2]
-    columns = positions(pattern.lowered, pattern.is_causal, global_mask, s.padded, s.k)
+    lowered = pattern.lowered if global_mask is None else pattern.lowered_with_globals
+    columns = positions(lowered, pattern.is_causal, global_mask, s.padded, s.k)
     hidden = _scattered(columns, s.k) if s.padded is None else _scattered(columns, s.k) | s.padded
     blocks = [range(at, min(at + BLOCK, length)) for at in range(0, max(length, 1), BLOCK)]
     with torch.autocast(s.q.device.type, enabled=False):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lf_backend.errors import PatternError
-from lf_backend.pattern.terms import Pattern, Window
+from lf_backend.pattern.terms import Causal, Pattern, Window
 
 
 def of_config(config: Any) -> tuple[Pattern, ...]:
@@ -75,11 +75,11 @@ def _window(
             f"attention_window: an even number > 0 (half on each side) wanted, layer {index} has {width!r}"
         )
     try:
-        window = Window(width // 2, 0 if autoregressive else width // 2, dilation)
+        window = Window(width // 2, width // 2, dilation)
         window.check_heads(config.num_attention_heads)
     except PatternError as error:
         raise PatternError(f"attention_dilation: layer {index}: {error}") from None
-    return window
+    return window & Causal() if autoregressive else window
 
 
 def _per_layer(name: str, value: Any, layers: int) -> Sequence[Any]:
