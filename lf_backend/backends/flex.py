@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import copy
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.errors import BuildError
 from lf_backend.pattern.interchange import BLOCK, MaskMod, block_mask, block_states, mask_mod
+from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Form
 from lf_backend.problem import Feature, Machine, Problem
 
@@ -127,7 +128,7 @@ def _with_columns(call: Call) -> tuple[Tensor, Tensor]:
     return k, v
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def _blocks(
     forms: tuple[Form, ...], heads: int, queries: int, keys: int, slots: int, padded: bool,
     device: torch.device,

@@ -3,6 +3,10 @@
 
 A plug-in that cannot be imported is kept as a `Broken` entry: visible in every explanation, never an
 ImportError for those who do not use it.
+
+Nobody sees a registry that is half filled. Every thread that needs it before it is complete loads all
+modules itself, without a lock of ours, as loading takes the locks of Python's imports; the first to be done
+publishes. Only a module that asks while this thread loads it sees what this thread has found so far.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +35,20 @@ class Broken:
     error: str
 
 
-_backends: dict[str, Backend | Broken] = {}
+Entry = Backend | Broken
+
+
+class _Loading(threading.local):
+    """What this thread has found so far while it discovers, None otherwise."""
+
+    found: dict[str, Entry] | None = None
+
+
+_backends: dict[str, Entry] = {}
 _version = 0
 _discovered = False
+_lock = threading.Lock()  # of the three above; never held while modules are loaded
+_loading = _Loading()
 
 
 def register(backend: type[Backend]) -> type[Backend]:
@@ -42,24 +58,27 @@ def register(backend: type[Backend]) -> type[Backend]:
         LFError: not a complete backend class, or the name is taken.
     """
     _check(backend)
-    taken = _backends.get(backend.name)
-    if isinstance(taken, Backend) and type(taken) is not backend:
-        raise LFError(f"backend name {backend.name!r} is taken by {type(taken).__qualname__}")
-    _put(backend.name, backend())
+    made = backend()
+    with _lock:
+        _check_free(backend, _backends)
+        _put(backend.name, made)
     return backend
 
 
 def unregister(name: str) -> None:
     """Remove a backend by name; for tests of plug-ins."""
-    if backends().keys() >= {name}:
-        del _backends[name]
-        _bump()
+    _discover()
+    with _lock:
+        if _backends.pop(name, None) is not None:
+            _bump()
 
 
-def backends() -> dict[str, Backend | Broken]:
+def backends() -> dict[str, Entry]:
     """All backends by name, highest priority first, broken ones last."""
     _discover()
-    return dict(sorted(_backends.items(), key=lambda item: _rank(item[1])))
+    with _lock:
+        entries = {**(_loading.found or {}), **_backends}
+    return dict(sorted(entries.items(), key=lambda item: _rank(item[1])))
 
 
 def working() -> dict[str, Backend]:
@@ -73,7 +92,7 @@ def version() -> int:
     return _version
 
 
-def _rank(entry: Backend | Broken) -> tuple[int, int, str]:
+def _rank(entry: Entry) -> tuple[int, int, str]:
     return (0, -entry.priority, entry.name) if isinstance(entry, Backend) else (1, 0, entry.name)
 
 
@@ -92,7 +111,13 @@ def _check(backend: type[Backend]) -> None:
             raise LFError(f"{backend.__qualname__}.{attribute}: {kind.__name__} wanted")
 
 
-def _put(name: str, entry: Backend | Broken) -> None:
+def _check_free(backend: type[Backend], entries: dict[str, Entry]) -> None:
+    taken = entries.get(backend.name)
+    if isinstance(taken, Backend) and type(taken) is not backend:
+        raise LFError(f"backend name {backend.name!r} is taken by {type(taken).__qualname__}")
+
+
+def _put(name: str, entry: Entry) -> None:
     _backends[name] = entry
     _bump()
 
@@ -104,14 +129,25 @@ def _bump() -> None:
 
 def _discover() -> None:
     global _discovered
-    if _discovered:
+    if _discovered or _loading.found is not None:
         return
-    _discovered = True
-    for name, load in _found():
-        try:
-            register(load())
-        except Exception as error:  # whatever a plug-in does wrong is its verdict, not our crash
-            _put(name, Broken(name, f"{type(error).__name__}: {error}"))
+    _loading.found = found = {}
+    try:
+        for name, load in _found():
+            try:
+                backend = load()
+                _check(backend)
+                _check_free(backend, {**_backends, **found})
+                found[backend.name] = backend()
+            except Exception as error:  # whatever a plug-in does wrong is its verdict, not our crash
+                found[name] = Broken(name, f"{type(error).__name__}: {error}")
+    finally:
+        _loading.found = None
+    with _lock:
+        if not _discovered:
+            _backends.update({name: entry for name, entry in found.items() if name not in _backends})
+            _discovered = True
+            _bump()
 
 
 def _found() -> Iterator[tuple[str, Callable[[], type[Backend]]]]:

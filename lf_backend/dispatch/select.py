@@ -29,11 +29,12 @@ def select(problem: Problem, machine: Machine, asked: str | None = None) -> Sele
     Raises:
         LFError: `asked` is no backend's name.
     """
-    return _select(problem, machine, asked or None, registry.version())
+    # What a decision depends on and may change is part of its key: no thread keeps an old one for a new.
+    return _select(problem, machine, asked or None, registry.version(), len(_ruled_out))
 
 
 @lru_cache(maxsize=4096)
-def _select(problem: Problem, machine: Machine, asked: str | None, version: int) -> Selection:
+def _select(problem: Problem, machine: Machine, asked: str | None, version: int, failures: int) -> Selection:
     entries = registry.backends()
     if asked is not None and asked not in entries:
         raise unknown(asked)
@@ -61,7 +62,6 @@ def rule_out(selection: Selection, error: BuildError) -> None:
     """
     assert selection.chosen is not None, "a backend that was built was chosen"
     _ruled_out[selection.chosen, _kind(selection.problem)] = " ".join(str(error).split())
-    _select.cache_clear()
 
 
 def _kind(problem: Problem) -> Problem:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
 from typing import Any, get_type_hints
 
 from torch import Tensor
@@ -12,6 +11,7 @@ from lf_backend.dispatch.select import preference, select
 from lf_backend.dispatch.selection import Selection
 from lf_backend.ops.pattern_table import resolve
 from lf_backend.pattern.disjoint import disjoint
+from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Lowered
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
@@ -106,7 +106,7 @@ def schema() -> str:
     return ", ".join(f"{_SCHEMA_WORDS[_HINTS[name]]} {name}" for name in NAMES)
 
 
-@lru_cache(maxsize=1024)
+@kept(1024)
 def _pattern_needs(lowered: Lowered) -> frozenset[Feature]:
     dilations = [set(band.dilations) for band in lowered.bands]
     needs = (
@@ -121,7 +121,7 @@ def _pattern_needs(lowered: Lowered) -> frozenset[Feature]:
     return frozenset(feature for feature, needed in needs if needed)
 
 
-@lru_cache(maxsize=4096)
+@kept(4096)
 def _extent(lowered: Lowered, looks_ahead: bool, queries: int, keys: int) -> tuple[int, Coverage]:
     past, every = lowered.covers(queries, keys)
     covered = Coverage.PAST if past and not looks_ahead else Coverage.PART

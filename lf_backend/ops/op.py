@@ -17,6 +17,7 @@ from lf_backend.errors import UnsupportedError
 from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.ops import around_backend
 from lf_backend.ops.arguments import DIFFERENTIABLE, NAMES, TENSORS, Arguments, schema
+from lf_backend.ops.pattern_table import resolve
 
 _BACKWARD = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
 
@@ -58,6 +59,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     arguments = Arguments(*inputs)
     # The backward runs where and when autograd likes: what is asked for now is asked for then.
     ctx.arguments = replace(arguments.without_tensors(), backend=arguments.backend or preference())
+    ctx.pattern = resolve(arguments.pattern)  # held, for the backward to find it
     ctx.save_for_backward(*output, *(getattr(arguments, name) for name in TENSORS))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from threading import Lock
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -10,29 +11,29 @@ from lf_backend._graphs import constant_in_graphs
 from lf_backend.pattern.notation import parse
 from lf_backend.pattern.terms import Pattern
 
-# As attributes and not in a dict, of which torch.compile sees no entry that was made in the same trace.
-_patterns = SimpleNamespace()
+_patterns: WeakValueDictionary[str, Pattern] = WeakValueDictionary()  # those that somebody holds
+_lock = Lock()
 
 
 def intern(pattern: Pattern) -> str:
     """Return the pattern as a string argument of the operator; `resolve` is the way back.
 
-    In a compiled function the pattern is not kept, and read from its text where it runs.
+    Who needs the pattern later must hold it. In a compiled function it is read from its text where it runs.
     """
     if not torch.compiler.is_compiling():
-        setattr(_patterns, pattern.text, pattern)
+        with _lock:
+            _patterns[pattern.text] = pattern
     return pattern.text
 
 
 def resolve(text: str) -> Pattern:
-    """Return the pattern behind a string: one that was interned, else what the text says."""
-    _read(text)
-    found: Pattern = getattr(_patterns, text)
-    return found
+    """Return the pattern behind a string: one that was interned and is alive, else what the text says."""
+    if torch.compiler.is_compiling():
+        return _resolved(text)
+    return _patterns.get(text) or parse(text)
 
 
 @constant_in_graphs
-def _read(text: str) -> None:
-    """Read the text at once where torch.compile traces, which would put it off until after the run."""
-    if not hasattr(_patterns, text):
-        setattr(_patterns, text, parse(text))
+def _resolved(text: str) -> Pattern:
+    """`resolve` at once, where torch.compile traces."""
+    return _patterns.get(text) or parse(text)

@@ -7,12 +7,12 @@ once, in chunks of bounded memory. Nothing of size N x M is ever held. Maps are 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lf_backend.errors import PatternError
+from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Form
 from lf_backend.pattern.spans import Span, Spans, bridged, united
 
@@ -23,7 +23,7 @@ CHECKED = (7, 64, 128)  # sizes of blocks that bounds are checked for: an odd on
 Map = tuple[Spans, ...]
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def block_map(forms: tuple[Form, ...], head: int, n: int, m: int, rows: int) -> Map:
     """For each block of `rows` queries, the last `n` of `m` positions: the keys that any form shows.
 

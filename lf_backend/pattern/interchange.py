@@ -10,7 +10,6 @@ What they cannot say is an error that names it: nothing is lost in silence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from lf_backend._optional import optional
 from lf_backend.errors import PatternError
 from lf_backend.pattern.block_map import block_map
+from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Form, Lowered
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def mask_mod(forms: tuple[Form, ...], device: torch.device) -> Callable[[Any, An
     return shown
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def block_states(forms: tuple[Form, ...], heads: int, n: int, m: int) -> Tensor:
     """Classify each block of 128 x 128 pairs: none (0), some (1) or all (2) are visible.
 

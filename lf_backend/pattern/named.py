@@ -16,7 +16,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
+from threading import Lock
 from typing import Any, ParamSpec
+from weakref import WeakValueDictionary
 
 from lf_backend._integers import integer
 from lf_backend.errors import PatternError
@@ -29,6 +31,8 @@ Maker = Callable[..., Pattern]
 BUILT_IN: dict[str, Maker] = {"window": Window, "global": Global, "causal": Causal}
 _RESERVED = {*BUILT_IN, "union", "intersection", "predicate", "none"}
 _registered: dict[str, Maker] = {}
+_living: WeakValueDictionary[tuple[Any, ...], Pattern] = WeakValueDictionary()  # made, by maker and arguments
+_lock = Lock()
 
 
 @dataclass(frozen=True)
@@ -141,13 +145,17 @@ def call(name: str, *args: Any, **kwargs: Any) -> Pattern:
     return make(*args, **kwargs)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)  # patterns that are written where they are used are dropped after every use
 def _made(make: Maker, arguments: tuple[tuple[str, Any], ...]) -> Pattern:
-    """One object for equal arguments, so that what is derived from its predicates is found again."""
+    """One object for equal arguments as long as it lives: what is derived from its rules is found again."""
+    found = _living.get((make, arguments))
+    if found is not None:
+        return found
     made: Any = make(**{key: value for key, value in arguments})
     if not isinstance(made, Pattern):
         raise PatternError(f"{make.__name__}: a function that returns a pattern wanted, got {made!r}")
-    return made
+    with _lock:
+        return _living.setdefault((make, arguments), made)
 
 
 def _value(name: str, value: Any) -> Any:

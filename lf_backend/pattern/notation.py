@@ -14,7 +14,7 @@ from lf_backend.pattern.predicate import Predicate
 from lf_backend.pattern.terms import Causal, Global, Intersection, Pattern, Union, Window, intersection, union
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)
 def parse(text: str) -> Pattern:
     """Read a pattern from its string, e.g. `window(256, 256, dilation=2) | global(0)`.
 
@@ -22,7 +22,7 @@ def parse(text: str) -> Pattern:
     and a list for one dilation per head, `global(positions...)`, `causal()`, `|`, `&`, parentheses, and
     terms with a name (`lf.sparsity`, `lf.term`).
     The text of a `Predicate` without one is read where it was written and as long as that lives.
-    Results are kept. Under `torch.compile(fullgraph=True)` parse outside: a parser cannot be traced.
+    The last results are kept. Under `torch.compile(fullgraph=True)` parse outside: a parser cannot be traced.
 
     Raises:
         PatternError: malformed text, with the column, what was wanted there and what came.

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lf_backend as lf
-from lf_backend import Causal, Global, Window, registry
+from lf_backend import Causal, Global, Window
+from lf_backend.dispatch import registry
 from lf_backend.errors import UnsupportedError
 from lf_backend.testing.strategies import patterns
 

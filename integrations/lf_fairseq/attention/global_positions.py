@@ -27,7 +27,7 @@ def unplaced(pattern: Pattern) -> Pattern:
     return _within(pattern, 0) if pattern.global_positions else pattern
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _within(pattern: Pattern, length: int) -> Pattern:
     if isinstance(pattern, Named):
         return _within(pattern.made, length) if pattern.global_positions else pattern

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,6 +70,7 @@ class Plan:
 
 # As attributes `plan_1`, ... of which torch.compile sees those that were made in the same trace.
 _plans = SimpleNamespace()
+_lock = Lock()
 
 
 def number(config: Any, text: str, aligned: bool, padded: bool, packed: bool, sinks: int | None) -> int:
@@ -85,11 +87,12 @@ def _number(
     if pattern.is_causal:
         layers = tuple(intersection(layer, Causal()) for layer in layers)
     plan = Plan(pattern, layers, aligned, padded, packed, sinks)
-    known = list(vars(_plans).values())
-    if plan not in known:
-        known.append(plan)
-        setattr(_plans, f"plan_{len(known)}", plan)
-    return known.index(plan) + 1
+    with _lock:
+        known = list(vars(_plans).values())
+        if plan not in known:
+            known.append(plan)
+            setattr(_plans, f"plan_{len(known)}", plan)
+        return known.index(plan) + 1
 
 
 def numbered(place: int) -> Plan:
