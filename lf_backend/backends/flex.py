@@ -86,8 +86,8 @@ class Flex(Backend):
     def _attend(self, call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Out and lse of the local part; k and v end with the columns."""
         forms, padded = call.lowered.forms, call.key_padding is not None
-        shape = (*q.shape[1:3], call.k.shape[2], k.shape[2])
-        mask = copy(_blocks(forms, *shape, padded, q.device))
+        (heads, queries), keys, slots = q.shape[1:3], call.k.shape[2], k.shape[2]
+        mask = copy(_blocks(forms, heads, queries, keys, slots, padded, q.device))
         mask.mask_mod = _mask(call)
         return self.attention(q, k, v, mask, call.scale, _softcap(call.softcap, q.device))
 

@@ -131,7 +131,8 @@ def _discover() -> None:
     global _discovered
     if _discovered or _loading.found is not None:
         return
-    _loading.found = found = {}
+    found: dict[str, Entry] = {}
+    _loading.found = found
     try:
         for name, load in _found():
             try:

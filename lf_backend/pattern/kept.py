@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from threading import Lock
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from lf_backend.pattern.bands import Band, Tokens
 from lf_backend.pattern.lowered import Form, Lowered, Rule
@@ -37,7 +37,7 @@ def kept(most: int) -> Callable[[Callable[Concatenate[W, P], T]], Callable[Conca
         lock = Lock()
 
         @wraps(make)
-        def found(what: W, *args: P.args, **kwargs: P.kwargs) -> T:
+        def found(what: W, /, *args: P.args, **kwargs: P.kwargs) -> T:
             holder = _holder(what.others if isinstance(what, Lowered) else what)
             if holder is None:
                 result: T = elsewhere(what, *args, **kwargs)
@@ -54,7 +54,7 @@ def kept(most: int) -> Callable[[Callable[Concatenate[W, P], T]], Callable[Conca
             result = value
             return result
 
-        return found
+        return cast("Callable[Concatenate[W, P], T]", found)
 
     return decorate
 
