@@ -12,8 +12,8 @@ from functools import lru_cache, wraps
 from threading import Lock
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from lf_backend.pattern.bands import Band, Tokens
-from lf_backend.pattern.lowered import Form, Lowered, Rule
+from lf_backend.pattern.bands import Band
+from lf_backend.pattern.lowered import Form, Lowered, Rule, Tokens
 
 P = ParamSpec("P")
 T = TypeVar("T")

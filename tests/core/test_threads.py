@@ -14,7 +14,6 @@ from lf_backend.backends.reference import Reference
 from lf_backend.dispatch import registry
 from lf_backend.pattern import block_map
 
-
 PREAMBLE = """
 import sys, threading
 sys.setswitchinterval(1e-6)
