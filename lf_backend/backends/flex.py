@@ -12,8 +12,6 @@ a priority below whatever else can run a call. The backward computes the forward
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from copy import copy
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.errors import BuildError
+from lf_backend.numerics.recorded import recorded
 from lf_backend.pattern.interchange import BLOCK, MaskMod, block_mask, block_states, mask_mod
 from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Form
@@ -75,7 +74,7 @@ class Flex(Backend):
             upstream_lse = (upstream * out.detach()).sum(-1, dtype=own.dtype) - share * delta
             return torch.autograd.grad((out, own), inputs, (upstream, upstream_lse))
 
-        grad_q, *more = _recorded(call.q.device, differentiate)
+        grad_q, *more = recorded(call.q.device, differentiate)
         grad_k, grad_v = (grad[:, :, :keys] for grad in more)
         if call.columns is not None:
             for example, at in enumerate(call.columns.positions):
@@ -176,15 +175,3 @@ def _softcap(cap: float | None, device: torch.device) -> Any:
         return None
     limit = torch.tensor(cap, device=device)
     return lambda score, batch, head, query, key: limit * torch.tanh(score / limit)
-
-
-def _recorded(device: torch.device, work: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """The work in a thread of its own: inside a custom operator, autograd records nothing in this one."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-
-    def there() -> tuple[Tensor, ...]:
-        with nullcontext() if stream is None else torch.cuda.stream(stream):
-            return work()
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(there).result()

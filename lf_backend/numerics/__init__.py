@@ -5,4 +5,5 @@ dense.py       attention over a rectangle of queries and keys, forward and backw
 band_bias.py   the bias of a window as a dense rectangle, and back
 dropout.py     which weights are dropped
 join.py        two softmaxes over disjoint keys as one
+recorded.py    autograd inside a custom operator
 """

@@ -32,6 +32,15 @@ def keep(
     return (hashed >= threshold(p)).to(dtype).mul_(1 / (1 - p))
 
 
+def factors(
+    seed: Tensor, batch: Tensor, heads: Tensor, queries: Tensor, keys: Tensor, p: float, dtype: torch.dtype
+) -> Tensor:
+    """`keep` for indices of any shapes that broadcast with each other, which the factors have."""
+    start = starts(seed, batch.flatten()).view(batch.shape)
+    hashed = _mix(_mix(_mix(start ^ _word(heads)) ^ _word(queries)) ^ _mix(_word(keys)))
+    return (hashed >= threshold(p)).to(dtype) * (1 / (1 - p))
+
+
 def starts(seed: Tensor, batches: Tensor) -> Tensor:
     """Return the starts of the hashes of examples, int32 [B]; `batches` are their indices."""
     low = _mix(_word(seed.reshape(1)))

@@ -1,0 +1,99 @@
+"""Who calls: whether Python may depend on the data of tensors, and whether an opaque operator will do.
+
+*Free to look* means that what Python reads off a tensor now is what it will be whenever the result is used.
+It is not where a tracer, an exporter or a compiler records what is done and runs it again on other data,
+nor under `torch.vmap`, where one tensor stands for many.
+
+An *opaque operator* is one that PyTorch cannot see into. Eager mode, `torch.compile` and `torch.export`
+take ours as it is. `torch.jit.trace`, the transforms of `torch.func` and forward-mode differentiation do
+not: they need ordinary operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+_asked: ContextVar[bool] = ContextVar("lf_backend.portable", default=False)
+_modes: Any = torch._C._TorchDispatchModeKey
+_RECORDING = (_modes.PROXY, _modes.FAKE, _modes.FUNCTIONAL)  # make_fx, exporters, compilers
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@contextmanager
+def portable() -> Iterator[None]:
+    """Compute attention by ordinary operators of PyTorch within the block, for who cannot take ours.
+
+        with lf.portable():
+            torch.onnx.export(model, inputs, "model.onnx", dynamo=True)
+
+    The answer is the same, in memory linear in length, and differentiable any number of times. It is what
+    runs without being asked for under `torch.jit.trace`, the transforms of `torch.func`, and forward-mode
+    and double differentiation. A backend that is asked for by name is not asked then.
+    """
+    token = _asked.set(True)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def may_look(x: Tensor) -> bool:
+    """Return whether Python may depend on the data of `x`; on another device than a CPU it waits for it."""
+    if is_recorded() or type(x) not in _PLAIN or x.device.type == "meta":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_recorded() -> bool:
+    """Return whether what Python does now is recorded, to be run again on other data."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in _RECORDING)
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Return whether `x` stands for many tensors, under `torch.vmap`."""
+    if torch.compiler.is_compiling():
+        return False
+    found = x
+    while torch._C._functorch.is_functorch_wrapped_tensor(found):
+        if torch._C._functorch.is_batchedtensor(found):
+            return True
+        found = torch._C._functorch.get_unwrapped(found)
+    return False
+
+
+def wants_ordinary(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether a call with these tensors has to consist of ordinary operators."""
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    if _asked.get() or torch.jit.is_tracing():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))
+
+
+def _has_tangent(x: Tensor | None) -> bool:
+    return x is not None and forward_ad.unpack_dual(x).tangent is not None
+
+
+@contextmanager
+def not_traced() -> Iterator[None]:
+    """Hide what happens within the block from `torch.jit.trace`: looks at shapes that must not change."""
+    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+        yield
+        return
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
