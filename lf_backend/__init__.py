@@ -8,6 +8,7 @@ print(lf.explain(q, k, v, pattern))
 """
 
 from lf_backend import conventions, schedules, sparsity
+from lf_backend._callers import portable
 from lf_backend.api import attention, explain, patch, probabilities
 from lf_backend.backend import Backend, Capabilities
 from lf_backend.dispatch.registry import backends, register
@@ -54,6 +55,7 @@ __all__ = [
     "from_json",
     "parse",
     "patch",
+    "portable",
     "probabilities",
     "receptive_field",
     "register",

@@ -35,7 +35,7 @@ def portable() -> Iterator[None]:
 
     The answer is the same, in memory linear in length, and differentiable any number of times. It is what
     runs without being asked for under `torch.jit.trace`, the transforms of `torch.func`, and forward-mode
-    and double differentiation. A backend that is asked for by name is not asked then.
+    and double differentiation. A call that names another backend than "portable" is refused then.
     """
     token = _asked.set(True)
     try:
@@ -83,6 +83,12 @@ def wants_ordinary(tensors: Iterable[Tensor | None]) -> bool:
 
 def _has_tangent(x: Tensor | None) -> bool:
     return x is not None and forward_ad.unpack_dual(x).tangent is not None
+
+
+def fixed_size(x: Tensor, dim: int) -> int:
+    """Return a size that a trace may take for constant: not that of a batch or a length."""
+    with not_traced():
+        return x.shape[dim]
 
 
 @contextmanager

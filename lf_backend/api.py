@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
+from lf_backend import _callers
 from lf_backend.backends.reference import Reference, weights
 from lf_backend.dispatch.selection import Selection
 from lf_backend.errors import ArgumentError
 from lf_backend.numerics import dropout
-from lf_backend.ops import around_backend, checks, op
+from lf_backend.ops import around_backend, checks, op, ordinary
 from lf_backend.ops.arguments import Arguments
 from lf_backend.ops.options import DEFAULTS, Options, takes_options
 from lf_backend.ops.pattern_table import intern
@@ -81,7 +82,10 @@ def attention(
         UnsupportedError: nobody, or not the backend asked for, can run it; holds every reason.
     """
     arguments = _arguments(q, k, v, pattern, options)
-    out, lse = op.attention(*arguments.values())
+    if _callers.wants_ordinary(arguments.tensors()):
+        out, lse = ordinary.attention(arguments)
+    else:
+        out, lse = op.attention(*arguments.values())
     return (out, lse) if return_lse else out
 
 
@@ -129,22 +133,26 @@ def _arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options:
     q, k, v, *own = _autocast(q, k, v, *(given[name] for name in _PROJECTIONS))
     given.update(zip(_PROJECTIONS, own, strict=True))
     floats = (q, k, v, *own, given["sinks"], given["band_bias"])
-    scale, softcap, dropout_p = (given.pop(name) for name in ("scale", "softcap", "dropout_p"))
-    backend = given.pop("backend")
-    arguments = Arguments(
-        q=q,
-        k=k,
-        v=v,
-        **given,
-        seed=dropout.draw_seed(q) if dropout_p else None,
-        pattern=text if isinstance(text, str) else intern(pattern),
-        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
-        softcap=None if softcap is None else float(softcap),
-        dropout_p=float(dropout_p),
-        differentiable=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats),
-        backend=backend or "",
+    scale, softcap, dropout_p = (
+        checks.check_number(name, given.pop(name)) for name in ("scale", "softcap", "dropout_p")
     )
-    checks.check(arguments, pattern)
+    backend = given.pop("backend")
+    seed = dropout.draw_seed(q) if dropout_p else None
+    with _callers.not_traced():
+        arguments = Arguments(
+            q=q,
+            k=k,
+            v=v,
+            **given,
+            seed=seed,
+            pattern=text if isinstance(text, str) else intern(pattern),
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            softcap=softcap,
+            dropout_p=dropout_p or 0.0,
+            differentiable=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats),
+            backend=backend or "",
+        )
+        checks.check(arguments, pattern)
     return arguments
 
 

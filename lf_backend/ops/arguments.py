@@ -45,6 +45,10 @@ class Arguments:
         """Return the arguments in the operator's order."""
         return tuple(getattr(self, name) for name in NAMES)
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return the tensors of the call, in the order of `TENSORS`."""
+        return tuple(getattr(self, name) for name in TENSORS)
+
     def without_tensors(self) -> Arguments:
         """Return the same call without its tensors, for what must not keep them alive."""
         return self.with_tensors((None,) * len(TENSORS))

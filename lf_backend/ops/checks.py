@@ -32,6 +32,18 @@ def check_tensors(**tensors: Any) -> None:
             raise ShapeError(f"{name}: a tensor wanted, got {type(x).__name__}")
 
 
+def check_number(name: str, value: Any) -> float | None:
+    """Return a number that is no tensor as a float: a tensor's gradient would be lost."""
+    if isinstance(value, Tensor):
+        raise ShapeError(
+            f"{name}: a float wanted, got a tensor, whose gradient would be lost; scale the queries instead "
+            "(q * scale, with scale=1.0) if it is to be learned"
+            if name == "scale"
+            else f"{name}: a float wanted, got a tensor, whose gradient would be lost"
+        )
+    return None if value is None else float(value)
+
+
 def check(a: Arguments, pattern: Pattern) -> None:
     """Raise ShapeError or PatternError unless the arguments agree with each other."""
     _check_layout(a)

@@ -6,6 +6,7 @@ symbolic, and the choice of the backend happens when they run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from lf_backend.dispatch.select import preference
 from lf_backend.errors import UnsupportedError
 from lf_backend.numerics.precision import accumulation_dtype
-from lf_backend.ops import around_backend
+from lf_backend.ops import around_backend, ordinary
 from lf_backend.ops.arguments import DIFFERENTIABLE, NAMES, TENSORS, Arguments, schema
-from lf_backend.ops.pattern_table import resolve
+from lf_backend.ops.pattern_table import interned
 
 _BACKWARD = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
 
@@ -59,18 +60,33 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     arguments = Arguments(*inputs)
     # The backward runs where and when autograd likes: what is asked for now is asked for then.
     ctx.arguments = replace(arguments.without_tensors(), backend=arguments.backend or preference())
-    ctx.pattern = resolve(arguments.pattern)  # held, for the backward to find it
+    ctx.pattern = interned(arguments.pattern)  # held, for the backward to find it
     ctx.save_for_backward(*output, *(getattr(arguments, name) for name in TENSORS))
 
 
 def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
     out, lse, *tensors = ctx.saved_tensors
-    arguments = ctx.arguments.with_tensors(tensors)
+    arguments = ctx.arguments.with_tensors(tuple(tensors))
     if grad_out is None:
         grad_out = torch.zeros_like(out)
+    if torch.is_grad_enabled():  # create_graph: this backward will be differentiated
+        return _differentiable(arguments, grad_out, grad_lse, ctx.needs_input_grad)
     grads = iter(attention_backward(grad_out, grad_lse, out, lse, *arguments.values()))
     given = ((name, getattr(arguments, name)) for name in NAMES)
     return tuple(next(grads) if name in DIFFERENTIABLE and x is not None else None for name, x in given)
+
+
+def _differentiable(
+    a: Arguments, grad_out: Tensor, grad_lse: Tensor | None, needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients as ordinary operators compute them, which have derivatives themselves."""
+    out, lse = ordinary.attention(a)
+    names = [name for name, wanted in zip(NAMES, needed, strict=True) if wanted and name in DIFFERENTIABLE]
+    upstream = grad_out, torch.zeros_like(lse) if grad_lse is None else grad_lse
+    inputs = [getattr(a, name) for name in names]
+    found = torch.autograd.grad((out, lse), inputs, upstream, create_graph=True, materialize_grads=True)
+    grads = dict(zip(names, found, strict=True))
+    return tuple(grads.get(name) for name in NAMES)
 
 
 attention.register_autograd(_autograd, setup_context=_setup)

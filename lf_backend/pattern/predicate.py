@@ -22,6 +22,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from lf_backend import _callers
+from lf_backend._device_constants import on_device
 from lf_backend.errors import PatternError
 from lf_backend.pattern.bands import Sees
 from lf_backend.pattern.lowered import Form, Tokens
@@ -76,7 +78,10 @@ class Predicate(Term):
     def sees(self, head: Index, query: Index, key: Index) -> Any:
         given = [index for index in (head, query, key) if isinstance(index, Tensor)]
         device = given[0].device if given else torch.device("cpu")
-        indices = [torch.as_tensor(index, device=device) for index in (head, query, key)]
+        indices = [
+            index if isinstance(index, Tensor) else torch.as_tensor(index, device=device)
+            for index in (head, query, key)
+        ]
         seen, shape = self._ask(*indices), Tokens(()).sees(*indices).shape
         try:
             seen = seen.expand(shape)
@@ -87,7 +92,9 @@ class Predicate(Term):
 
     def _ask(self, *indices: Tensor) -> Tensor:
         try:
-            seen = torch.as_tensor(self.fn(*indices, *self.on(indices[0].device)), device=indices[0].device)
+            seen: Any = self.fn(*indices, *self.on(indices[0].device))
+            if not isinstance(seen, Tensor):
+                seen = torch.as_tensor(seen, device=indices[0].device)
         except Exception as error:  # whatever the user's function does wrong
             raise PatternError(
                 f"fn: a rule on index tensors that broadcast, without branches on values, wanted; "
@@ -98,7 +105,9 @@ class Predicate(Term):
         return seen
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tables on a device; kept."""
+        """The tables on a device; kept, but for those that a tracer makes."""
+        if _callers.is_recorded():
+            return tuple(on_device(table, torch.int64, device) for table in self.tables)
         if device not in self._tensors:
             with torch.inference_mode(False):
                 tables = (torch.tensor(table, dtype=torch.int64, device=device) for table in self.tables)

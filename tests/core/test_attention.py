@@ -190,13 +190,6 @@ def test_backward_runs_on_the_backend_of_the_forward() -> None:
     assert all(torch.equal(a, b) for a, b in zip(grads, wanted, strict=True))
 
 
-def test_double_backward_is_refused() -> None:
-    inputs = tensors()
-    (grad,) = torch.autograd.grad(lf.attention(*inputs, PATTERN).sum(), inputs[:1], create_graph=True)
-    with pytest.raises(lf.UnsupportedError, match="double backward: attention can be differentiated once"):
-        grad.sum().backward()
-
-
 @every_backend
 @pytest.mark.parametrize("which", range(3))
 def test_one_input_may_need_a_gradient_alone(backend: str, which: int) -> None:

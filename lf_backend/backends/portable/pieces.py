@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lf_backend import _callers
 from lf_backend.backend import Call
 from lf_backend.numerics import dropout
 from lf_backend.numerics.precision import accumulation_dtype
@@ -87,7 +88,7 @@ def kept(call: Call, heads: Tensor, queries: Tensor, keys: Tensor) -> Tensor | N
 
 def of_heads(x: Tensor, heads: int) -> Tensor:
     """Return x [B, Hkv, ...] with every head as often as heads of queries share it."""
-    shared = x.shape[1]
+    shared = _callers.fixed_size(x, 1)
     if shared == heads:
         return x
     wide = x[:, :, None].expand(-1, -1, heads // shared, *(-1,) * (x.ndim - 2))

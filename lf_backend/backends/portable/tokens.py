@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lf_backend import _callers
+from lf_backend._device_constants import on_device
 from lf_backend.backend import Call, Columns
 from lf_backend.backends.portable.pieces import Piece, attend, kept, of_heads
 from lf_backend.pattern.bands import Band
@@ -14,7 +16,7 @@ from lf_backend.pattern.bands import Band
 
 def column_piece(call: Call, columns: Columns) -> Piece:
     """Return the piece of the global columns, [B, H, N, ...], without pairs that a band shows."""
-    at, heads = columns.positions, call.q.shape[1]
+    at, heads = columns.positions, _callers.fixed_size(call.q, 1)
     queries = torch.arange(call.q.shape[2], device=at.device) + call.offset
     distance = at[:, None, None] - queries[:, None]  # [B, 1, N, G]
     visible = columns.valid[:, None, None] & ~_in_bands(call, distance)
@@ -28,7 +30,7 @@ def column_piece(call: Call, columns: Columns) -> Piece:
 
 def rule_piece(call: Call) -> Piece:
     """Return the piece of the rules, every query with every key, without pairs of bands and columns."""
-    device, heads = call.q.device, call.q.shape[1]
+    device, heads = call.q.device, _callers.fixed_size(call.q, 1)
     numbers = torch.arange(heads, device=device)[:, None, None]
     keys = torch.arange(call.k.shape[2], device=device)
     queries = (torch.arange(call.q.shape[2], device=device) + call.offset)[:, None]
@@ -56,7 +58,7 @@ def row_piece(call: Call, own: tuple[Tensor, Tensor, Tensor], columns: Columns) 
             anything.
     """
     q, k, v = own
-    at, heads = columns.positions, q.shape[1]
+    at, heads = columns.positions, _callers.fixed_size(q, 1)
     keys = torch.arange(k.shape[2], device=at.device)
     distance = keys - at[:, None, :, None]  # [B, 1, G, M]
     visible = distance <= 0 if columns.causal else distance == distance
@@ -73,7 +75,7 @@ def row_piece(call: Call, own: tuple[Tensor, Tensor, Tensor], columns: Columns) 
 def _bias(band_bias: Tensor, band: Band, index: Tensor, distance: Tensor) -> Tensor:
     """Return [B, H, G, M]: the bias of rows at `index` [B, G] where a key is a tap of the band, else 0."""
     assert band.left is not None, "a window with a bias is limited"
-    taps, dilation = band_bias.shape[3], _dilations(band, distance.device)
+    taps, dilation = _callers.fixed_size(band_bias, 3), _dilations(band, distance.device)
     tap = torch.div(distance, dilation, rounding_mode="floor") + band.left  # [B, 1 or H, G, M]
     inside = band.shows(distance, dilation)
     own = _taken(band_bias.expand(index.shape[0], -1, -1, -1), index)  # [B, H, G, taps]
@@ -93,7 +95,7 @@ def _dilations(band: Band, device: torch.device) -> Any:
     """Return the one dilation, or int64 [H, 1, 1]."""
     if not band.per_head:
         return band.dilations[0]
-    return torch.tensor(band.dilations, device=device)[:, None, None]
+    return on_device(band.dilations, torch.int64, device)[:, None, None]
 
 
 def _taken(x: Tensor, index: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lf_backend import _callers
+from lf_backend._device_constants import on_device
 from lf_backend.backend import Call
 from lf_backend.backends.portable.pieces import Piece, attend, kept, of_heads
 from lf_backend.pattern.bands import Band, class_length
@@ -41,7 +42,7 @@ class Heads(NamedTuple):
 def window(call: Call, index: int) -> Piece:
     """Return the piece of one of the call's bands, [B, H, N, ...], without pairs of earlier ones."""
     bands = call.lowered.bands[: index + 1]
-    total = call.q.shape[1]
+    total = _callers.fixed_size(call.q, 1)
     groups: dict[tuple[int, ...], list[int]] = {}
     for head in range(total):
         groups.setdefault(tuple(band.dilation(head) for band in bands), []).append(head)
@@ -50,17 +51,17 @@ def window(call: Call, index: int) -> Piece:
         return _of_alike(call, _heads(call, k, v, bands, None))
     found = [_of_alike(call, _heads(call, k, v, bands, heads)) for heads in groups.values()]
     order = [head for heads in groups.values() for head in heads]
-    back = torch.tensor([order.index(head) for head in range(total)], device=call.q.device)
+    back = on_device(tuple(order.index(head) for head in range(total)), torch.int64, call.q.device)
     return Piece(*(torch.cat(parts, 1).index_select(1, back) for parts in zip(*found, strict=True)))
 
 
 def _heads(call: Call, k: Tensor, v: Tensor, bands: tuple[Band, ...], chosen: list[int] | None) -> Heads:
     """Return some heads, or all that there are."""
-    numbers = torch.arange(call.q.shape[1], device=call.q.device)
+    numbers = torch.arange(_callers.fixed_size(call.q, 1), device=call.q.device)
     own = [band.at(chosen[0] if chosen else 0) for band in bands]
     if chosen is None:
         return Heads(numbers, call.q, k, v, call.band_bias, own[-1], tuple(own[:-1]))
-    at = torch.tensor(chosen, device=call.q.device)
+    at = on_device(tuple(chosen), torch.int64, call.q.device)
     tensors = [x if x is None else x.index_select(1, at) for x in (call.q, k, v, call.band_bias)]
     q, k_own, v_own, bias = tensors
     assert q is not None and k_own is not None and v_own is not None
@@ -71,8 +72,6 @@ def _of_alike(call: Call, heads: Heads) -> Piece:
     band, dilation = heads.band, heads.band.dilations[0]
     left, right = band.left, band.right
     if not _callers.is_recorded() and heads.bias is None:  # lengths are numbers, and limit the reach
-        not _callers.is_recorded() and heads.bias is None
-    ):  # lengths are numbers: reach no farther than they do
         left, right = band.clipped(class_length(call.k.shape[2], 0, dilation))
         if dilation == 1 and left + right + 1 >= call.k.shape[2]:
             return _dense(call, heads)
@@ -96,7 +95,7 @@ def _dense(call: Call, heads: Heads) -> Piece:
         band = heads.band
         assert band.left is not None, "a window with a bias is limited"
         taps = torch.div(distance, band.dilations[0], rounding_mode="floor") + band.left
-        taps = taps.clamp(0, heads.bias.shape[3] - 1)
+        taps = taps.clamp(0, _callers.fixed_size(heads.bias, 3) - 1)
         bias = heads.bias.gather(3, taps.expand(*heads.bias.shape[:2], -1, -1))
     keep = kept(call, heads.numbers[:, None, None], queries[:, None], keys)
     return attend(call, heads.q, heads.k, heads.v, visible, bias, keep)
@@ -106,7 +105,7 @@ def _in_blocks(call: Call, heads: Heads, left: int, right: int, rows: int) -> Pi
     """Blocks of `rows` queries, which meet rows + left + right keys."""
     device, dilation, width = call.q.device, heads.band.dilations[0], rows + left + right
     queries, keys = call.q.shape[2], call.k.shape[2]
-    steps = (queries + (dilation - 1)) // dilation
+    steps = queries if dilation == 1 else (queries + (dilation - 1)) // dilation
     blocks = (steps + (rows - 1)) // rows
     start = torch.arange(blocks, device=device) * (dilation * rows)
     if dilation > 1:
@@ -148,7 +147,7 @@ def _shown(heads: Heads, distance: Tensor) -> Tensor:
 
 def _skewed(bias: Tensor) -> Tensor:
     """Return [..., R, R + taps - 1] in which row r of [..., R, taps] begins at column r, 0 elsewhere."""
-    rows, taps = bias.shape[-2:]
+    rows, taps = _callers.fixed_size(bias, -2), _callers.fixed_size(bias, -1)
     wide = torch.nn.functional.pad(bias, (0, rows)).flatten(-2)
     return wide[..., : rows * (rows + taps - 1)].unflatten(-1, (rows, rows + taps - 1))
 
