@@ -20,8 +20,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lf_backend._graphs import constant_in_graphs
+
+_C: Any = torch._C
+_is_tracing: Any = _C._is_tracing  # by torch.jit.trace
+_unpacked: Any = forward_ad.unpack_dual
 _asked: ContextVar[bool] = ContextVar("lf_backend.portable", default=False)
-_modes: Any = torch._C._TorchDispatchModeKey
+_modes: Any = _C._TorchDispatchModeKey
 _RECORDING = (_modes.PROXY, _modes.FAKE, _modes.FUNCTIONAL)  # make_fx, exporters, compilers
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -53,9 +58,14 @@ def may_look(x: Tensor) -> bool:
 
 def is_recorded() -> bool:
     """Return whether what Python does now is recorded, to be run again on other data."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or _is_tracing():
         return True
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in _RECORDING)
+
+
+def is_traced() -> bool:
+    """Return whether `torch.jit.trace` records, in which sizes are tensors."""
+    return not torch.compiler.is_compiling() and bool(_is_tracing())
 
 
 def is_mapped(x: Tensor) -> bool:
@@ -72,17 +82,23 @@ def is_mapped(x: Tensor) -> bool:
 
 def wants_ordinary(tensors: Iterable[Tensor | None]) -> bool:
     """Return whether a call with these tensors has to consist of ordinary operators."""
-    if torch.compiler.is_dynamo_compiling():
-        return False
-    if _asked.get() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling():
+        return _is_asked()
+    if _asked.get() or _is_tracing():
         return True
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))
 
 
+@constant_in_graphs
+def _is_asked() -> bool:
+    """Where a compiler or exporter traces: `portable` is on now."""
+    return _asked.get()
+
+
 def _has_tangent(x: Tensor | None) -> bool:
-    return x is not None and forward_ad.unpack_dual(x).tangent is not None
+    return x is not None and bool(_unpacked(x).tangent is not None)
 
 
 def fixed_size(x: Tensor, dim: int) -> int:
@@ -94,12 +110,12 @@ def fixed_size(x: Tensor, dim: int) -> int:
 @contextmanager
 def not_traced() -> Iterator[None]:
     """Hide what happens within the block from `torch.jit.trace`: looks at shapes that must not change."""
-    if torch.compiler.is_compiling() or not torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or not _is_tracing():
         yield
         return
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    state = _C._get_tracing_state()
+    _C._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        _C._set_tracing_state(state)

@@ -7,6 +7,7 @@ for every backend, here without a look at data and without writing in place.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,19 +79,22 @@ def _columns(a: Arguments) -> tuple[Columns | None, Tensor | None]:
         return None, None
     static = on_device(lowered.positions, torch.int64, a.k.device)
     at = torch.arange(keys, device=a.k.device)
-    mask = (at[:, None] == static).any(1).expand(a.k.shape[0], -1)
-    if a.global_mask is not None:
-        mask = mask | a.global_mask
+    if lowered.positions:
+        mask = (at[:, None] == static).any(1).expand(a.k.shape[0], -1)
+        mask = mask if a.global_mask is None else mask | a.global_mask
+    else:  # exporters do not agree on what any of nothing is
+        assert a.global_mask is not None
+        mask = a.global_mask
     if a.key_padding is not None:
         mask = mask & ~a.key_padding
     if a.global_mask is None:
         causal, positions = lowered.causal_globals, static.expand(a.k.shape[0], -1)
         return Columns(positions, mask.gather(1, positions), causal), mask
-    count = _most(mask)
-    rank = mask.cumsum(1) - 1
-    slots = torch.zeros_like(rank).scatter_add(1, rank.clamp(min=0), torch.where(mask, at, 0))
-    valid = torch.arange(count, device=at.device) < mask.sum(1, keepdim=True)
-    return Columns(slots[:, :count], valid, resolve(a.pattern).is_causal), mask
+    slots = torch.arange(_most(mask), device=at.device)
+    rank = torch.where(mask, mask.cumsum(1), 0)  # from 1, 0 for what is no global token
+    positions = torch.where(rank[:, None] == slots[:, None] + 1, at, 0).sum(2)
+    valid = slots < mask.sum(1, keepdim=True)
+    return Columns(positions, valid, resolve(a.pattern).is_causal), mask
 
 
 def _most(mask: Tensor) -> int:
@@ -100,12 +104,13 @@ def _most(mask: Tensor) -> int:
     if _callers.is_mapped(mask):
         return mask.shape[1]
     most = mask.sum(1).max().clamp(min=1)
-    if torch.jit.is_tracing():
+    if _callers.is_traced():
         return most  # type: ignore[return-value]  # an integer that the trace computes anew
-    count = int(most.item())
-    torch._check(count >= 1)
-    torch._check(count <= mask.shape[1])
-    return count
+    count: Any = most.item()
+    check: Any = torch._check
+    check(count >= 1)
+    check(count <= mask.shape[1])
+    return count  # type: ignore[no-any-return]  # a symbol
 
 
 def _nothing(a: Arguments) -> Piece:

@@ -102,7 +102,8 @@ class Predicate(Term):
             ) from error
         if seen.dtype != torch.bool:
             raise PatternError(f"fn: a bool tensor wanted, got {seen.dtype} from {self}")
-        return seen
+        found: Tensor = seen
+        return found
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """The tables on a device; kept, but for those that a tracer makes."""

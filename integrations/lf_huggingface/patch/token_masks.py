@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lf_backend._callers import may_look
+
 
 class Tokens(NamedTuple):
     """Attributes:
@@ -45,7 +47,7 @@ class Tokens(NamedTuple):
             code = code if attention_mask is None else attention_mask * code
         if code is None:
             return cls(None, None)
-        padded = None if attention_mask is None else code <= 0
+        padded = code <= 0  # without an attention_mask too: -1 in the other one comes out as padding upstream
         if code.dtype == torch.bool:
             return cls(_marking(padded, look=False), None)
         is_global = code > 1 if most is None else (code > 1) & (code <= most)
@@ -58,12 +60,12 @@ NOTHING_SAID = Tokens(None, None)
 
 
 def is_free_to_read(x: Tensor) -> bool:
-    """Whether Python may depend on the data of x at no cost: on a CPU, and not in a graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether Python may depend on the data of x at no cost: on a CPU, and not where calls are recorded."""
+    return x.device.type == "cpu" and may_look(x)
 
 
 def _marking(mask: Tensor | None, look: bool) -> Tensor | None:
     """The mask, or None if it marks nothing, as far as that may be looked at."""
-    if mask is None or torch.compiler.is_compiling() or not (look or is_free_to_read(mask)):
+    if mask is None or not may_look(mask) or not (look or is_free_to_read(mask)):
         return mask
     return mask if bool(mask.any()) else None

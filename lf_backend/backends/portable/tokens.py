@@ -80,7 +80,8 @@ def _bias(band_bias: Tensor, band: Band, index: Tensor, distance: Tensor) -> Ten
     inside = band.shows(distance, dilation)
     own = _taken(band_bias.expand(index.shape[0], -1, -1, -1), index)  # [B, H, G, taps]
     heads = band_bias.shape[1]
-    return own.gather(3, tap.clamp(0, taps - 1).expand(-1, heads, -1, -1)) * inside
+    found: Tensor = own.gather(3, tap.clamp(0, taps - 1).expand(-1, heads, -1, -1)) * inside
+    return found
 
 
 def _in_bands(call: Call, distance: Tensor) -> Tensor:

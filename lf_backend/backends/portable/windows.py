@@ -119,13 +119,13 @@ def _in_blocks(call: Call, heads: Heads, left: int, right: int, rows: int) -> Pi
     step = torch.arange(width, device=device) - left - torch.arange(rows, device=device)[:, None]
     visible = _shown(heads, step * dilation) & inside[:, None]
     if call.key_padding is not None:
-        padded = call.key_padding.index_select(1, key_index).unflatten(1, (-1, width))
+        padded = torch.unflatten(call.key_padding.index_select(1, key_index), 1, (-1, width))
         visible = visible & ~padded[:, None, :, None]
-    q = heads.q.index_select(2, query_index).unflatten(2, (-1, rows))
-    k, v = (x.index_select(2, key_index).unflatten(2, (-1, width)) for x in (heads.k, heads.v))
+    q = torch.unflatten(heads.q.index_select(2, query_index), 2, (-1, rows))
+    k, v = (torch.unflatten(x.index_select(2, key_index), 2, (-1, width)) for x in (heads.k, heads.v))
     bias = None
     if heads.bias is not None:
-        bias = _skewed(heads.bias.index_select(2, query_index).unflatten(2, (-1, rows)))
+        bias = _skewed(torch.unflatten(heads.bias.index_select(2, query_index), 2, (-1, rows)))
     own = heads.numbers[:, None, None, None]
     keep = kept(call, own, (at_query + (keys - queries))[..., None], at_key[:, None])
     piece = attend(call, q, k, v, visible, bias, keep)
@@ -149,7 +149,7 @@ def _skewed(bias: Tensor) -> Tensor:
     """Return [..., R, R + taps - 1] in which row r of [..., R, taps] begins at column r, 0 elsewhere."""
     rows, taps = _callers.fixed_size(bias, -2), _callers.fixed_size(bias, -1)
     wide = torch.nn.functional.pad(bias, (0, rows)).flatten(-2)
-    return wide[..., : rows * (rows + taps - 1)].unflatten(-1, (rows, rows + taps - 1))
+    return torch.unflatten(wide[..., : rows * (rows + taps - 1)], -1, (rows, rows + taps - 1))
 
 
 def _positions(call: Call) -> tuple[Tensor, Tensor]:
