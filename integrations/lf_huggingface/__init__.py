@@ -41,14 +41,25 @@ from lf_huggingface.patch.adapter import HuggingFace
 if TYPE_CHECKING:
     from lf_huggingface.cache.window import WindowCache
     from lf_huggingface.conversion.convert import convert
+    from lf_huggingface.onnx_file import export
     from lf_huggingface.patch.auto import auto_patch
 
 adapter = HuggingFace()
 when_transformers_is_imported()
 
-__all__ = ["HuggingFace", "WindowCache", "adapter", "auto_patch", "convert", "register", "unregister"]
+__all__ = [
+    "HuggingFace",
+    "WindowCache",
+    "adapter",
+    "auto_patch",
+    "convert",
+    "export",
+    "register",
+    "unregister",
+]
 
 _HOMES = {
+    "export": "lf_huggingface.onnx_file",
     "WindowCache": "lf_huggingface.cache.window",
     "auto_patch": "lf_huggingface.patch.auto",
     "convert": "lf_huggingface.conversion.convert",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lf_backend.errors import LFError
+from lf_huggingface.errors import ConversionError
 
 BAD_INPUT = 2
 
@@ -44,6 +45,51 @@ def convert(
     typer.echo(text)
 
 
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint's folder.", exists=True, file_okay=False)],
+    target: Annotated[Path, typer.Argument(help="The ONNX file to write.", dir_okay=False)],
+) -> None:
+    """Write a checkpoint as an ONNX file of any batch and length, and check it in onnxruntime."""
+    try:
+        text = _export(source, target)
+    except (LFError, OSError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    typer.echo(text)
+
+
+def _export(source: Path, target: Path) -> str:
+    """Load, export and compare; what was found, as text."""
+    from lf_huggingface.onnx_file import LENGTHS
+    from lf_huggingface.onnx_file import export as write
+    from lf_huggingface.patch.adapter import is_known
+
+    kind = _class_of(source)
+    model = kind.from_pretrained(source)
+    if not is_known(model):
+        if not model._can_set_attn_implementation():
+            raise ConversionError(f"model: one that this library can run wanted, got {kind.__name__}")
+        model.set_attn_implementation("lf")
+    found = write(model, target)
+    lengths = ", ".join(f"{batch} x {length}" for batch, length in LENGTHS)
+    return (
+        f"{kind.__name__} -> {target}, any batch and length\n"
+        f"difference in onnxruntime, at {lengths}: {found:.1e} of the largest value"
+    )
+
+
+def _class_of(source: Path) -> Any:
+    """The class of a checkpoint's model."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source)
+    names = config.architectures or []
+    if len(names) != 1 or not hasattr(transformers, names[0]):
+        raise ConversionError(f"architectures: one class of transformers in config.json wanted, got {names}")
+    return getattr(transformers, names[0])
+
+
 def _convert(
     source: Path, target: Path, max_length: int, attention_window: int, keep_class: bool, shard_size: str
 ) -> str:
@@ -52,15 +98,11 @@ def _convert(
 
     from lf_huggingface.conversion import verify
     from lf_huggingface.conversion.convert import convert
-    from lf_huggingface.errors import ConversionError
 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConversionError(f"target: a new or empty folder wanted, got {target}")
-    config = transformers.AutoConfig.from_pretrained(source)
-    names = config.architectures or []
-    if len(names) != 1 or not hasattr(transformers, names[0]):
-        raise ConversionError(f"architectures: one class of transformers in config.json wanted, got {names}")
-    short = getattr(transformers, names[0]).from_pretrained(source)
+    kind = _class_of(source)
+    short = kind.from_pretrained(source)
     tokenizer = None
     if (source / "tokenizer_config.json").exists():
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)

@@ -9,6 +9,10 @@ class ConversionError(LFError, ValueError):
     """A model that cannot be made long exactly, or not as asked."""
 
 
+class ExportError(LFError, ValueError):
+    """A model that cannot be exported, or a file that does not agree with its model."""
+
+
 def refuse_weights(asked: object, model: str) -> None:
     """Raise UnsupportedError if attention weights are asked of a patched model that forms none."""
     if asked:
