@@ -2,7 +2,7 @@
 
 Which keys a query may see comes from the mask (`plans`) and from nowhere else: `sliding_window` and
 `is_causal` are not passed by every model that has them. What a layer passes and is not carried here is an
-error that names it, but for words that have no say in attention (`HARMLESS`).
+error that names it, but for words that have no say in attention (`keywords`).
 """
 
 from __future__ import annotations
@@ -13,36 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lf_backend import _callers
 from lf_backend.errors import ShapeError, UnsupportedError
 from lf_backend.pattern.terms import Pattern
 from lf_huggingface.interface import cached_keys, documents
 from lf_huggingface.interface.call import Call, sparse
 from lf_huggingface.interface.dense import attend
 from lf_huggingface.interface.encoded_mask import CODE, Mask, decode, number, numbered, within
+from lf_huggingface.interface.keywords import refused
 from lf_huggingface.interface.mask_meaning import EVERYTHING, PAST
-
-# Words that reach attention and say nothing about it, or what the mask says as well.
-HARMLESS = frozenset(
-    {
-        "cache_position",
-        "deterministic",
-        "encoder_attention_mask",
-        "encoder_hidden_states",
-        "is_causal",
-        "logits_to_keep",
-        "max_length_k",
-        "max_length_q",
-        "num_items_in_batch",
-        "output_hidden_states",
-        "output_router_logits",
-        "past_key_value",
-        "past_key_values",
-        "return_dict",
-        "seq_idx",
-        "sliding_window",
-        "use_cache",
-    }
-)
 
 
 def attention(
@@ -87,7 +66,7 @@ def attention(
     _check(module, others)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     call = Call(query, key, value, scale, dropout, softcap, s_aux)
-    is_global = _globals(global_attention_mask, query, key)
+    is_global, is_hidden = _globals(global_attention_mask, query, key)
     if attention_mask is not None and attention_mask.dtype != CODE:
         _refuse("under a dense mask", global_attention_mask=is_global, cu_seq_lens_q=cu_seq_lens_q)
         out = _under(call, module, attention_mask, position_bias)
@@ -95,6 +74,8 @@ def attention(
         mask = _read(module, call, attention_mask, others)
         mask = documents.given(mask, cu_seq_lens_q, cu_seq_lens_k)
         documents.check_known(mask, module, position_ids)
+        if is_hidden is not None:
+            mask = mask.without(is_hidden)
         out = _attend(call, module, mask, position_bias, is_global)
     return out.transpose(1, 2).contiguous(), None
 
@@ -136,13 +117,13 @@ def _attend(
 def _under(call: Call, module: nn.Module, given: Tensor, bias: Tensor | None) -> Tensor:
     """Out [B, H, Q, D] under a dense mask, and the pattern that the config wants."""
     sizes = (call.q.shape[2], call.k.shape[2])
-    if given.ndim != 4 or tuple(given.shape[2:]) != sizes or not (
-        given.dtype == torch.bool or given.is_floating_point()
-    ):  # fmt: skip
+    fits = given.ndim == 4 and given.shape[2] in (1, sizes[0]) and given.shape[3] in (1, sizes[1])
+    if not fits or not (given.dtype == torch.bool or given.is_floating_point()):
         raise ShapeError(
-            f"attention_mask: bool or float [B, 1 or H, {sizes[0]}, {sizes[1]}] wanted, got "
+            f"attention_mask: bool or float [1 or B, 1 or H, 1 or {sizes[0]}, 1 or {sizes[1]}] wanted, got "
             f"{given.dtype} {list(given.shape)}"
         )
+    given = given.expand(-1, -1, *sizes)
     visible = given if given.dtype == torch.bool else None
     if visible is None:
         bias = given if bias is None else bias + given
@@ -177,7 +158,7 @@ def _read(module: nn.Module, call: Call, code: Tensor | None, others: dict[str, 
 def _in_order(module: nn.Module, call: Call, pattern: Pattern) -> Mask:
     """A mask that hides nothing: keys from the first on, the queries being the last of them."""
     batch, queries, keys = call.q.shape[0], call.q.shape[2], call.k.shape[2]
-    aligned = pattern.is_causal or queries == keys
+    aligned = True if pattern.is_causal or queries == keys else False  # noqa: SIM210  # lengths may be symbols
     plan = numbered(number(getattr(module, "config", None), pattern.text, aligned, False, False, None))
     at = torch.arange(keys, device=call.k.device)
     own = torch.arange(queries, device=call.k.device) + (keys - queries if aligned else 0)
@@ -189,15 +170,20 @@ def _is_cross(module: nn.Module) -> bool:
     return getattr(module, "is_cross_attention", False) or "CrossAttention" in type(module).__name__
 
 
-def _globals(marked: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+def _globals(marked: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Bool [B, K], which tokens are global and which are hidden, as Longformer's arithmetic has it.
+
+    That is attention_mask * (global_attention_mask + 1): -1, with which LED's tokenizer pads, hides a token.
+    """
     if marked is None:
-        return None
+        return None, None
     if marked.shape != (k.shape[0], k.shape[2]) or q.shape[2] != k.shape[2]:
         raise ShapeError(
             f"global_attention_mask: [{k.shape[0]}, {k.shape[2]}], and as many queries as keys, wanted, got "
             f"{list(marked.shape)} and {q.shape[2]} queries; in generation name the positions in lf_attention"
         )
-    return marked != 0
+    hidden = marked < 0
+    return marked > 0, hidden if not _callers.may_look(hidden) or bool(hidden.any()) else None
 
 
 def _refuse(where: str, **given: Tensor | None) -> None:
@@ -212,12 +198,11 @@ def _check(module: nn.Module, others: dict[str, Any]) -> None:
             "output_attentions: weights are Q x K and are never made here; load the model with "
             "attn_implementation='eager', or ask lf_backend.probabilities for those of one call"
         )
-    unknown = [name for name, x in others.items() if x is not None and x is not False]
-    unknown = [name for name in unknown if name not in HARMLESS]
-    if unknown:
+    given = tuple(name for name, x in others.items() if x is not None and x is not False)
+    if given and (unknown := refused(given, type(module).__module__)):
         raise UnsupportedError(
-            f"{', '.join(sorted(unknown))}: passed by {type(module).__name__} to its attention, and not "
-            "known to lf_huggingface"
+            f"{', '.join(unknown)}: passed by {type(module).__name__} to its attention, and not carried by "
+            "lf_huggingface; words of losses and of models' inputs are let through"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from lf_backend._callers import may_look
 from lf_backend.errors import ShapeError, UnsupportedError
 from lf_backend.pattern.terms import Pattern
 from lf_huggingface.interface.call import Call, sparse
@@ -45,9 +46,9 @@ def check_known(mask: Mask, module: nn.Module, position_ids: Tensor | None) -> N
     fresh = plan.aligned and not plan.packed and mask.keys.shape[1] == length > 1
     if position_ids is None or position_ids.ndim != 2 or position_ids.shape[1] != length or not fresh:
         return
-    if torch.compiler.is_compiling() or getattr(module, "layer_idx", None):
+    if not may_look(position_ids) or getattr(module, "layer_idx", None):
         return
-    restarts = position_ids.diff(dim=1) != 1
+    restarts = position_ids.diff(dim=1) < 0  # ones that jump ahead or repeat are scaled, or leave some out
     if bool((restarts & ~mask.hidden[:, 1:] & ~mask.hidden[:, :-1]).any()):
         raise UnsupportedError(
             "position_ids: positions that restart mean packed documents, which transformers tells the mask "

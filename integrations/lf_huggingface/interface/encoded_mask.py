@@ -13,7 +13,7 @@ process, and `number`, a size and so known without looking at data, is its place
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from threading import Lock
 from types import SimpleNamespace
@@ -126,6 +126,11 @@ class Mask:
     def positions(self) -> Tensor:
         """int32 [B, K], positions of the keys."""
         return torch.where(self.hidden, ~self.keys, self.keys)
+
+    def without(self, hidden: Tensor) -> Mask:
+        """The mask without some keys more, bool [B, K]."""
+        keys = torch.where(hidden & ~self.hidden, ~self.keys, self.keys)
+        return replace(self, plan=replace(self.plan, padded=True), keys=keys)
 
     def visible(self, pattern: Pattern, heads: int) -> Tensor:
         """Bool [B, H, Q, K], pair by pair: dense, for what has no sparse form."""

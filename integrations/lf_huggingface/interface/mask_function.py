@@ -78,7 +78,7 @@ def mask(
         )  # fmt: skip
     sinks = len(kv_offset.sinks) if isinstance(kv_offset, Kept) else None
     aligned = sinks is not None or (
-        not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length
+        not isinstance(q_offset, Tensor) and _equal(q_offset + q_length, kv_offset + kv_length)
     )
     packed = found.documents is not None
     place = number(config, found.pattern.text, aligned, attention_mask is not None, packed, sinks)
@@ -95,6 +95,11 @@ def mask(
         hidden = unwritten if hidden is None else hidden | unwritten
     coded = keys[None] if hidden is None else torch.where(hidden, ~keys, keys)
     return encode(place, queries.expand(batch_size, -1), coded.expand(batch_size, -1), found.documents)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two lengths are the same, as a bool for ever: of symbols it would be a symbol."""
+    return True if one == other else False  # noqa: SIM210  # a branch is what asks a symbol
 
 
 def _padding(attention_mask: Tensor, keys: Tensor) -> Tensor:

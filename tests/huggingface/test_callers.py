@@ -1,0 +1,140 @@
+"""What other callers of transformers pass: masks of any shape, positions that jump, words of losses."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lf_backend as lf
+from lf_huggingface.interface import encoded_mask
+from tests.huggingface import families, zoo
+
+
+def _ids(length: int = 12, batch: int = 2) -> Tensor:
+    return torch.randint(5, families.VOCABULARY if hasattr(families, "VOCABULARY") else 50, (batch, length))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"shift_labels": torch.zeros(2, 12, dtype=torch.long)},
+        {"ignore_index": -1},
+        {"labels": torch.zeros(2, 12, dtype=torch.long), "num_items_in_batch": 3},
+        {"decoder_input_ids": torch.zeros(2, 12, dtype=torch.long)},
+        {"pixel_values": torch.zeros(1)},
+    ],
+    ids=lambda words: next(iter(words)),
+)
+def test_words_of_losses_and_inputs_pass(words: dict[str, Any]) -> None:
+    families.build("BERT")  # and with it what an encoder declares
+    import transformers
+
+    assert transformers.ViTModel and transformers.BartModel
+    model, ids = families.build("Llama"), _ids()
+    wanted = model(ids)[0]
+    found = model(ids, **words)
+    assert torch.equal(found[-1] if isinstance(found, tuple) else getattr(found, "logits", found[0]), wanted)
+
+
+@pytest.mark.parametrize("word", ["temperature_of_attention", "head_mask"])
+def test_words_that_change_attention_or_that_nobody_declares(word: str) -> None:
+    with pytest.raises(lf.UnsupportedError, match=f"{word}: passed by LlamaAttention to its attention"):
+        families.build("Llama")(_ids(), **{word: torch.ones(1)})
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_positions_that_jump_are_one_document(steps: int) -> None:
+    """PoSE, scaled and repeated positions; only positions that go back are documents."""
+    model, ids = families.build("Llama"), _ids()
+    jumping = torch.arange(12) + steps * (torch.arange(12) >= 6)
+    repeated = torch.arange(12) // 2
+    for positions in (jumping, repeated):
+        given = {"position_ids": positions.expand(2, -1), "attention_mask": torch.ones_like(ids)}
+        found = model(ids, **given)[0]
+        model.set_attn_implementation("eager")
+        torch.testing.assert_close(found, model(ids, **given)[0], rtol=1e-4, atol=1e-5)
+        model.set_attn_implementation("lf")
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 12), (1, 1, 12, 12), (1, 1, 1, 12)])
+def test_broadcast_masks(shape: tuple[int, ...]) -> None:
+    model, ids = families.build("BERT"), _ids()
+    mask = torch.rand(shape) > 0.2
+    mask[..., 0] = True
+    found = model(ids, attention_mask=mask)[0]
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(found, model(ids, attention_mask=mask)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [zoo.longformer, zoo.led])
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_minus_one_in_a_global_attention_mask_is_padding(make: Any, with_mask: bool) -> None:
+    """What LED's tokenizer pads with; upstream computes with it, and so padding comes out."""
+    model, ids = make().eval(), zoo.tokens(2, 16)
+    marked = torch.zeros_like(ids)
+    marked[:, 0] = 1
+    marked[1, 12:] = -1
+    given = {"global_attention_mask": marked}
+    if with_mask:
+        given["attention_mask"] = (marked >= 0).long()
+    read = model.get_encoder() if hasattr(model, "get_encoder") and model.config.is_encoder_decoder else model
+    with torch.no_grad():
+        wanted = read(ids, **given)[0]
+        with lf.patch(model):
+            found = read(ids, **given)[0]
+    keep = marked >= 0
+    torch.testing.assert_close(found[keep], wanted[keep], rtol=1e-4, atol=1e-5)
+
+
+def test_minus_one_hides_in_a_configured_model() -> None:
+    model, ids = families.build("BERT", lf_attention="window(3, 3)"), _ids()
+    marked = torch.zeros_like(ids)
+    marked[:, 0] = 1
+    marked[1, 9:] = -1
+    found = model(ids, global_attention_mask=marked)[0]
+    wanted = model(ids, global_attention_mask=marked.clamp(min=0), attention_mask=(marked >= 0).long())[0]
+    torch.testing.assert_close(found[marked >= 0], wanted[marked >= 0], rtol=1e-4, atol=1e-5)
+
+
+def test_plans_of_many_threads_have_numbers_of_their_own() -> None:
+    start, numbers = threading.Barrier(16), [0] * 16
+
+    def work(index: int) -> None:
+        start.wait()
+        numbers[index] = encoded_mask.number(None, f"window({900 + index}, 1)", True, False, False, None)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(numbers)) == 16
+    for index, number in enumerate(numbers):
+        assert encoded_mask.numbered(number).pattern == lf.Window(900 + index, 1)
+
+
+def test_exports_of_one_process_do_not_meet() -> None:
+    """A second export, and one after an eager call: no symbol of the first is kept."""
+    model, ids = families.build("BERT", lf_attention="window(4, 4)"), _ids(24)
+    mask = torch.ones_like(ids)
+
+    class First(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            found: Tensor = self.model(input_ids=ids, attention_mask=mask)[0]
+            return found
+
+    length = torch.export.Dim("length", min=2, max=30)
+    for _ in range(2):
+        First()(ids, mask)
+        program = torch.export.export(First(), (ids, mask), dynamic_shapes=({1: length}, {1: length}))
+        other = _ids(17)
+        found = program.module()(other, torch.ones_like(other))
+        torch.testing.assert_close(found, First()(other, torch.ones_like(other)))
