@@ -50,14 +50,15 @@ def attention(
 
     Args:
         q: [B, H, N, D], any strides. The queries are the last N of the M positions.
-        k, v: [B, Hkv, M, D] with H % Hkv == 0 and M >= N; heads of q share keys in groups.
+        k: [B, Hkv, M, D] with H % Hkv == 0 and M >= N; heads of q share keys in groups.
+        v: [B, Hkv, M, Dv]; Dv may differ from D where a backend says so.
         pattern: what sees what, as a pattern or its string.
         key_padding: bool [B, M], True = padded: seen by nobody, whatever it holds (NaN too). A
             padded query's row is 0; a padded global token is padding.
         global_mask: bool [B, M], True = global token, per example, besides those of the pattern: what
             `pattern | Global(the same positions)` means. A `Causal()` that is laid over the pattern cuts
             them as well; a window that ends at the query does not.
-        global_q: [B, H, N, D], and global_k, global_v [B, Hkv, M, D]: separate projections
+        global_q: [B, H, N, D], and global_k, global_v like k and v: separate projections
             (Longformer, section 3.1). The rows of global tokens use them, over all keys, and nothing
             else does. All three or none.
         scale: factor on q @ k, D ** -0.5 by default.
@@ -74,7 +75,7 @@ def attention(
             the best that can.
 
     Returns:
-        The output [B, H, N, D], contiguous, or (output, lse).
+        The output [B, H, N, Dv], contiguous, or (output, lse).
 
     Raises:
         ShapeError: tensors or numbers that do not fit, saying which, wanted and got.

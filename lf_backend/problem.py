@@ -34,6 +34,7 @@ class Feature(enum.Enum):
     SOFTCAP = "softcap"
     DROPOUT = "dropout"
     BACKWARD = "backward"
+    VALUE_WIDTH = "values of another width than keys"
 
     __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python, at every call
 

@@ -40,7 +40,7 @@ class Flex(Backend):
     name = "flex"
     priority = 20
     capabilities = Capabilities(
-        features=frozenset(Feature) - {Feature.BAND_BIAS, Feature.DROPOUT},
+        features=frozenset(Feature) - {Feature.BAND_BIAS, Feature.DROPOUT, Feature.VALUE_WIDTH},
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
         devices=frozenset({"cuda"}),
         packages=("triton",),

@@ -55,6 +55,7 @@ class Xformers(Backend):
             Feature.BAND_BIAS,
             Feature.SOFTCAP,
             Feature.DROPOUT,
+            Feature.VALUE_WIDTH,
         },
         dtypes=frozenset({"float16", "bfloat16"}),
         devices=frozenset({"cuda"}),

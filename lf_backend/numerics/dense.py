@@ -54,7 +54,7 @@ def forward(area: Rectangle) -> tuple[Tensor, Tensor]:
     total = weights.sum(-1, keepdim=True)
     if area.keep is not None:
         weights *= area.keep
-    out = torch.bmm(_fold(weights, area), area.v.to(weights.dtype)).view(area.q.shape)
+    out = torch.bmm(_fold(weights, area), area.v.to(weights.dtype)).view(*area.q.shape[:2], -1)
     return out.div_(total.masked_fill(total == 0, 1)), total.log_().add_(unit).squeeze(-1)
 
 

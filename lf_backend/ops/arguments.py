@@ -87,6 +87,7 @@ class Arguments:
             (Feature.SOFTCAP, self.softcap is not None),
             (Feature.DROPOUT, self.dropout_p > 0),
             (Feature.BACKWARD, self.differentiable),
+            (Feature.VALUE_WIDTH, self.v.shape[3] != self.k.shape[3]),
         )
 
     def selection(self, machine: Machine | None = None) -> Selection:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     """Return out [B, H, N, D] and lse [B, H, N] of the whole call."""
     if a.q.numel() == 0 or a.k.numel() == 0:
-        return _empty(a.q)
+        return _empty(a)
     with _exact(a.q):
         return _on_backend(_simplified(a), _forward_on)
 
@@ -83,7 +83,7 @@ def _on_backend(a: Arguments, work: Callable[[Arguments, Backend], T]) -> T:
 
 def _forward_on(a: Arguments, backend: Backend) -> tuple[Tensor, Tensor]:
     call, rows = _prepared(a, backend)
-    out, lse = backend.forward(call) if call.shows_anything else _empty(a.q)
+    out, lse = backend.forward(call) if call.shows_anything else _empty(a)
     if rows is not None:
         rows.forward(out, lse)
     if a.sinks is not None:
@@ -178,7 +178,7 @@ def _zero_padding(x: Tensor, padding: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(x).masked_fill_(padding[:, None, :, None], 0)
 
 
-def _empty(q: Tensor) -> tuple[Tensor, Tensor]:
+def _empty(a: Arguments) -> tuple[Tensor, Tensor]:
     """Return the answer where there is no query, or no key to see."""
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=accumulation_dtype(q.dtype))
-    return torch.zeros_like(q, memory_format=torch.contiguous_format), lse
+    lse = a.q.new_full(a.q.shape[:3], -torch.inf, dtype=accumulation_dtype(a.q.dtype))
+    return a.q.new_zeros(*a.q.shape[:3], a.v.shape[3]), lse

@@ -70,13 +70,17 @@ def _check_layout(a: Arguments) -> None:
             raise ShapeError(f"{name}: [batch, heads, length, head_dim] wanted, got {list(x.shape)}")
     if a.q.dtype not in _DTYPES:
         raise ShapeError(f"q: dtype in {[str(d) for d in _DTYPES]} wanted, got {a.q.dtype}")
-    if a.k.shape != a.v.shape:
-        raise ShapeError(f"v: the shape of k {list(a.k.shape)} wanted, got {list(a.v.shape)}")
+    if a.k.shape[:3] != a.v.shape[:3]:
+        wanted = f"batch, heads and length of k {list(a.k.shape[:3])}, of any width,"
+        raise ShapeError(f"v: {wanted} wanted, got {list(a.v.shape)}")
+    if a.q.shape[3] == 0 or a.v.shape[3] == 0:
+        name = "q" if a.q.shape[3] == 0 else "v"
+        raise ShapeError(f"{name}: head_dim >= 1 wanted, got {list(getattr(a, name).shape)}")
     for name, x in (("k", a.k), ("v", a.v)):
         _check_like(name, x, a.q, None)
-        if x.shape[0] != a.q.shape[0] or x.shape[3] != a.q.shape[3]:
-            wanted = f"batch {a.q.shape[0]} and head_dim {a.q.shape[3]} of q"
-            raise ShapeError(f"{name}: {wanted} wanted, got {list(x.shape)}")
+    if a.k.shape[0] != a.q.shape[0] or a.k.shape[3] != a.q.shape[3]:
+        wanted = f"batch {a.q.shape[0]} and head_dim {a.q.shape[3]} of q"
+        raise ShapeError(f"k: {wanted} wanted, got {list(a.k.shape)}")
     heads, kv_heads = a.q.shape[1], a.k.shape[1]
     if kv_heads == 0 or heads == 0 or heads % kv_heads:
         raise ShapeError(f"k: a number of heads that divides q's {heads} wanted, got {kv_heads}")

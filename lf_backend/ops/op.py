@@ -44,9 +44,10 @@ attention_backward = torch.library.custom_op(
 
 @attention.register_fake
 def _(*values: Any) -> tuple[Tensor, Tensor]:
-    q = Arguments(*values).q
+    arguments = Arguments(*values)
+    q, v = arguments.q, arguments.v
     lse = q.new_empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+    return q.new_empty(*q.shape[:3], v.shape[3]), lse
 
 
 @attention_backward.register_fake

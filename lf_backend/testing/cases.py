@@ -27,6 +27,7 @@ class Case:
     Attributes:
         pattern: what sees what.
         batch, heads, kv_heads, queries, head_dim: shape; `keys` is `queries` if None.
+        value_dim: width of values, `head_dim` if None.
         padding: "" for none, "right", "left", "middle" (holes anywhere), or "all" (one example whole).
         globals: per-example global tokens: None for no mask, else the most an example has; the first
             example has none.
@@ -43,6 +44,7 @@ class Case:
     queries: int = 33
     keys: int | None = None
     head_dim: int = 16
+    value_dim: int | None = None
     padding: str = ""
     globals: int | None = None
     separate: bool = False
@@ -63,7 +65,12 @@ class Case:
     def tensors(self, dtype: torch.dtype, device: torch.device) -> Tensors:
         """Fresh leaves for every tensor argument, the same for every dtype up to rounding."""
         draw = _Draw(torch.Generator().manual_seed(self.seed), dtype, device)
-        shapes = ((self.heads, self.queries), (self.kv_heads, self.length), (self.kv_heads, self.length))
+        width = self.head_dim if self.value_dim is None else self.value_dim
+        shapes = (
+            (self.heads, self.queries, self.head_dim),
+            (self.kv_heads, self.length, self.head_dim),
+            (self.kv_heads, self.length, width),
+        )
         q, k, v = (draw.layout(self, *shape) for shape in shapes)
         gq, gk, gv = (draw.layout(self, *shape) if self.separate else None for shape in shapes)
         sinks = draw.leaf(self.heads) if self.sinks else None
@@ -137,10 +144,10 @@ class _Draw:
         x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         return x.to(self.device, self.dtype).requires_grad_()
 
-    def layout(self, case: Case, heads: int, length: int) -> Tensor:
+    def layout(self, case: Case, heads: int, length: int, width: int) -> Tensor:
         if not case.transposed:
-            return self.leaf(case.batch, heads, length, case.head_dim)
-        x = self.leaf(case.batch, length, heads, case.head_dim).detach()
+            return self.leaf(case.batch, heads, length, width)
+        x = self.leaf(case.batch, length, heads, width).detach()
         return x.transpose(1, 2).requires_grad_()
 
     def padding(self, case: Case) -> Tensor:
@@ -283,6 +290,13 @@ CASES: dict[str, Case] = {
     "head_dim 1": replace(_BASE, head_dim=1),
     "head_dim 40": replace(_BASE, head_dim=40),
     "head_dim 128": replace(_BASE, head_dim=128, pattern=_WINDOW | Global(0)),
+    "narrow values": replace(_LONG, value_dim=5, pattern=Window(40, 30)),
+    "wide values": replace(
+        _BASE, value_dim=24, pattern=_WINDOW | Global(0), globals=3, separate=True, padding="middle", heads=4
+    ),
+    "narrow values, several windows, a rule": replace(
+        _BASE, value_dim=4, pattern=Window(2, 2) | Window(3, 3, dilation=3) | block_local(12), dropout_p=0.2
+    ),
     "predicate": replace(_BASE, pattern=Predicate(_every_third)),
     "predicate and the rest": replace(
         _BASE, pattern=Predicate(_every_third) | Window(2, 2, dilation=2) | Global(4), padding="middle"

@@ -89,6 +89,7 @@ def cases(draw: st.DrawFn) -> Case:
         queries=queries,
         keys=keys,
         head_dim=draw(st.sampled_from((1, 4, 16, 40))),
+        value_dim=draw(st.sampled_from((None, None, None, 3, 24))),
         padding=draw(st.sampled_from(("", "", "right", "left", "middle", "all"))),
         globals=tokens,
         separate=(tokens is not None or bool(pattern.lowered.positions)) and draw(st.booleans()),

@@ -24,7 +24,7 @@ BAD = [
     ("wanted, got torch.int64", {x: t(2, 4, 10, 8, dtype=torch.int64) for x in "qkv"}),
     ("k: dtype torch.float32 of q wanted, got torch.float64", {"k": Q.double()}),
     ("k: device cpu of q wanted, got meta", {"k": Q.to("meta"), "v": Q.to("meta")}),
-    ("v: the shape of k [2, 4, 10, 8] wanted, got [2, 4, 9, 8]", {"v": t(2, 4, 9, 8)}),
+    ("v: batch, heads and length of k [2, 4, 10], of any width, wanted, got [2, 4, 9, 8]", {"v": t(2, 4, 9, 8)}),
     ("k: batch 2 and head_dim 8 of q wanted, got [3, 4, 10, 8]", {"k": t(3, 4, 10, 8), "v": t(3, 4, 10, 8)}),
     ("k: a number of heads that divides q's 4 wanted, got 3", {"k": t(2, 3, 10, 8), "v": t(2, 3, 10, 8)}),
     ("q: at most as many queries as keys (9) wanted, got 10", {"k": t(2, 4, 9, 8), "v": t(2, 4, 9, 8)}),

@@ -107,7 +107,7 @@ class Arithmetic:
 
     def _of_queries(self, rows: Tensor, block: Block, keys: Tensor) -> Tensor:
         """rows [H, R, K] @ keys [Hkv, K, D], as [H, R, D]."""
-        found = self._take("out", block.q.shape, block.q)
+        found = self._take("out", (*block.q.shape[:2], keys.shape[2]), block.q)
         torch.bmm(_fold(rows, block), keys, out=_fold(found, block))
         return found
 

@@ -26,7 +26,8 @@ class Blocked(Backend):
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         call, dtype = _computable(call), call.q.dtype
-        out = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
+        shape = (*call.q.shape[:3], call.v.shape[3])
+        out = torch.empty(shape, dtype=_result_dtype(call), device=call.q.device)
         lse = torch.empty(call.q.shape[:3], dtype=accumulation_dtype(dtype), device=call.q.device)
         arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):
@@ -41,7 +42,7 @@ class Blocked(Backend):
         accumulate, bias = accumulation_dtype(dtype), call.band_bias
         upstream = (grad_out.to(call.q.dtype), delta[..., None], lse[..., None])
         grad_q = torch.empty(call.q.shape, dtype=_result_dtype(call), device=call.q.device)
-        grad_k, grad_v = (torch.zeros(call.k.shape, dtype=accumulate, device=call.k.device) for _ in "kv")
+        grad_k, grad_v = (torch.zeros(x.shape, dtype=accumulate, device=x.device) for x in (call.k, call.v))
         grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulate, device=bias.device)
         arithmetic = Arithmetic(call.scale, call.softcap)
         for strip in strips(call):

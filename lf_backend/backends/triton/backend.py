@@ -20,7 +20,7 @@ class Triton(Backend):
     name = "triton"
     priority = 100
     capabilities = Capabilities(
-        features=frozenset(Feature) - {Feature.PREDICATE, Feature.CROSSING_WINDOWS},
+        features=frozenset(Feature) - {Feature.PREDICATE, Feature.CROSSING_WINDOWS, Feature.VALUE_WIDTH},
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
         devices=frozenset({"cpu", "cuda"}),
         max_head_dim=256,
