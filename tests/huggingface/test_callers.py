@@ -15,7 +15,7 @@ from tests.huggingface import families, zoo
 
 
 def _ids(length: int = 12, batch: int = 2) -> Tensor:
-    return torch.randint(5, families.VOCABULARY if hasattr(families, "VOCABULARY") else 50, (batch, length))
+    return torch.randint(5, families.VOCABULARY, (batch, length))
 
 
 @pytest.mark.parametrize(
@@ -138,3 +138,52 @@ def test_exports_of_one_process_do_not_meet() -> None:
         other = _ids(17)
         found = program.module()(other, torch.ones_like(other))
         torch.testing.assert_close(found, First()(other, torch.ones_like(other)))
+
+
+def test_a_converted_model_writes_as_its_source_does() -> None:
+    import transformers
+
+    import lf_huggingface
+
+    config = transformers.BartConfig(
+        vocab_size=60, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=37, max_position_embeddings=64,
+    )  # fmt: skip
+    short = transformers.BartForConditionalGeneration(config).eval()
+    short.generation_config.num_beams, short.generation_config.max_length = 3, 17
+    long = lf_huggingface.convert(short, 128, 32)
+    assert long.generation_config.to_dict() == short.generation_config.to_dict()
+    assert long.generation_config is not short.generation_config
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("Data2VecTextModel", {"pad_token_id": 1}),
+        ("XmodModel", {"pad_token_id": 1, "default_language": "en_XX"}),
+        ("RobertaModel", {"pad_token_id": 3}),
+        ("BertModel", {}),
+    ],
+)
+def test_positions_that_start_elsewhere(kind: str, config: dict[str, Any]) -> None:
+    """With `keep_class` all of the promised length runs, and short inputs give what they gave."""
+    import transformers
+
+    import lf_huggingface
+    from lf_huggingface.conversion import verify
+
+    made = getattr(transformers, kind)
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    short = made(made.config_class(**sizes, intermediate_size=37, max_position_embeddings=66, **config))
+    long = lf_huggingface.convert(short, 200, 32, keep_class=True)
+    assert verify.check(short, long) < 1e-5
+    assert long(torch.randint(5, 60, (1, 200)))[0].shape[1] == 200
+
+
+@pytest.mark.parametrize("family", ["Mistral", "ModernBERT"])
+def test_windows_of_its_own_are_not_replaced(family: str) -> None:
+    import lf_huggingface
+    from lf_huggingface.errors import ConversionError
+
+    with pytest.raises(ConversionError, match="model: one without windows of its own wanted"):
+        lf_huggingface.convert(families.build(family), 512, 16, keep_class=True)

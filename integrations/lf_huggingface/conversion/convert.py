@@ -22,12 +22,8 @@ from lf_huggingface.conversion.mappings import FAMILIES, UNMAPPED, Family
 from lf_huggingface.errors import ConversionError
 from lf_huggingface.interface.mask_function import NOT_ROUTED
 
-# Learned positions that `keep_class` finds by the end of their name, and rows before the first position.
-_TABLES: dict[str, int | None] = {  # None: pad_token_id and the rows before it, in models like RoBERTa
-    "embeddings.position_embeddings.weight": None,
-    "wpe.weight": 0,
-    "embed_positions.weight": 2,
-}
+# Learned positions that `keep_class` finds by the end of their name.
+_TABLES = ("embeddings.position_embeddings.weight", "wpe.weight", "embed_positions.weight")
 _LENGTH = "max_position_embeddings"
 
 
@@ -65,6 +61,8 @@ def convert(
         new = _same_class(model, config, max_length, to_dict(window))
     else:
         new = _longformer(model, config, max_length, attention_window, tokenizer)
+    if getattr(model, "generation_config", None) is not None:  # it writes what its source writes
+        new.generation_config = copy.deepcopy(model.generation_config)  # type: ignore[assignment]
     if tokenizer is not None:
         tokenizer.model_max_length = max_length
     return new.train(False)
@@ -170,16 +168,19 @@ def _same_class(model: Any, config: Any, max_length: int, pattern: dict[str, Any
         raise ConversionError(
             f"model: rotary positions that do not depend on the length wanted, got {rope['rope_type']!r}"
         )
+    if windows := _windows_of_its_own(config):
+        raise ConversionError(
+            f"model: one without windows of its own wanted, {type(model).__name__} has {windows}, which one "
+            'window for all layers would replace; attn_implementation="lf" runs them as they are'
+        )
     own = getattr(config, _LENGTH, None)
     if own is None:
         raise ConversionError(f"model: a config with {_LENGTH} wanted, got {type(config).__name__}")
     tensors = model.state_dict()
     before = 0
-    for key in [key for key in tensors if key.endswith(tuple(_TABLES))]:
-        first = next(rows for end, rows in _TABLES.items() if key.endswith(end))
-        if first is None:
-            family = FAMILIES.get(config.model_type)
-            before = first = config.pad_token_id + 1 if family and family.has_padding_row else 0
+    for key in [key for key in tensors if key.endswith(_TABLES)]:
+        first = _rows_before(model.get_submodule(key.removesuffix(".weight")))
+        before = first if key.endswith("position_embeddings.weight") else before
         tensors[key] = tiled(tensors[key], first, max_length)
     if max_length + before < own:
         raise ConversionError(f"max_length >= {own - before} (the model's own) wanted, got {max_length}")
@@ -188,6 +189,26 @@ def _same_class(model: Any, config: Any, max_length: int, pattern: dict[str, Any
     made_config.lf_attention = pattern
     made_config._attn_implementation = "lf"
     return _loaded(type(model), made_config, tensors)
+
+
+def _windows_of_its_own(config: Any) -> str:
+    """What of a config lays windows over some of its layers, as words; nothing if none does."""
+    found = {
+        name: value
+        for name in ("sliding_window", "local_attention", "attention_chunk_size")
+        if (value := getattr(config, name, None)) and getattr(config, "use_sliding_window", True)
+    }
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        found["layer_types"] = sorted(set(config.layer_types))
+    return ", ".join(f"{name}={value}" for name, value in found.items())
+
+
+def _rows_before(table: Any) -> int:
+    """Rows of a table of positions before the first position: a padding row and those before it, or an
+    offset that the table adds itself."""
+    padding = getattr(table, "padding_idx", None)
+    offset: int = getattr(table, "offset", 0)
+    return offset if padding is None or offset else int(padding) + 1
 
 
 def tiled(table: Tensor, first: int, length: int) -> Tensor:
