@@ -187,3 +187,28 @@ def test_windows_of_its_own_are_not_replaced(family: str) -> None:
 
     with pytest.raises(ConversionError, match="model: one without windows of its own wanted"):
         lf_huggingface.convert(families.build(family), 512, 16, keep_class=True)
+
+
+@pytest.mark.parametrize("make", [zoo.big_bird, zoo.longformer, zoo.led])
+def test_hidden_states_survive_the_patch(make: Any) -> None:
+    model, ids = make().eval(), zoo.tokens(2, 64)
+    read = model.get_encoder() if model.config.is_encoder_decoder else model
+    with torch.no_grad():
+        wanted = read(ids, output_hidden_states=True).hidden_states
+        with lf.patch(model):
+            found = read(ids, output_hidden_states=True).hidden_states
+    assert len(found) == len(wanted) > 1
+    for got, like in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, like, rtol=1e-3, atol=1e-4)
+
+
+def test_a_crop_beyond_the_start() -> None:
+    import lf_huggingface
+
+    model = families.build("Mistral", lf_attention="window(20, 0)")
+    cache = lf_huggingface.WindowCache(model.config)
+    model(_ids(), past_key_values=cache)
+    with pytest.raises(
+        lf.UnsupportedError, match=r"crop: at most the 12 tokens that were seen wanted, got 13"
+    ):
+        cache.crop(-13)

@@ -123,6 +123,11 @@ class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
         """
         length = self.cumulative_length - abs(tokens_to_remove)
         kept = self.keys.shape[2] - self.held - abs(tokens_to_remove) if self.is_initialized else length
+        if length < 0:
+            seen = self.cumulative_length
+            raise UnsupportedError(
+                f"crop: at most the {seen} tokens that were seen wanted, got {abs(tokens_to_remove)}"
+            )
         if tokens_to_remove > 0 or kept < min(length, self.reach):
             raise UnsupportedError(
                 f"crop: a negative number of tokens, no more than are kept beyond the window, wanted, got "

@@ -34,7 +34,7 @@ from lf_backend.pattern.terms import Pattern, Window
 from lf_backend.sparsity import block_local
 from lf_huggingface.errors import refuse_weights
 from lf_huggingface.patch import config_patterns, heads
-from lf_huggingface.patch.upstream_checks import like
+from lf_huggingface.patch.upstream_checks import like, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -233,6 +233,7 @@ class BigBirdBlockSparseAttention(BlockSparse, upstream.BigBirdBlockSparseAttent
     """The layer of every encoder layer."""
 
 
+@recorded
 class BigBirdModel(ShortInFull, upstream.BigBirdModel):  # type: ignore[no-untyped-call]
     """Embeddings, encoder, pooler; arguments and outputs are upstream's."""
 

@@ -9,7 +9,7 @@ from transformers.models.bigbird_pegasus import modeling_bigbird_pegasus as upst
 
 from lf_huggingface.patch import config_patterns
 from lf_huggingface.patch.big_bird import BlockSparse, ShortInFull
-from lf_huggingface.patch.upstream_checks import like
+from lf_huggingface.patch.upstream_checks import like, recorded
 
 native = config_patterns.left_to_the_layer
 check = config_patterns.any_will_do
@@ -19,6 +19,7 @@ class BigBirdPegasusBlockSparseAttention(BlockSparse, upstream.BigBirdPegasusBlo
     """The layer of every encoder layer."""
 
 
+@recorded
 class BigBirdPegasusEncoder(ShortInFull, upstream.BigBirdPegasusEncoder):  # type: ignore[no-untyped-call]
     """Embeddings and the stack of layers; arguments and outputs are upstream's."""
 

@@ -15,6 +15,7 @@ from transformers.models.led import modeling_led as upstream
 from lf_huggingface.patch import config_patterns, encoder_loop
 from lf_huggingface.patch.self_attention import SparseSelfAttention
 from lf_huggingface.patch.token_masks import Tokens
+from lf_huggingface.patch.upstream_checks import recorded
 
 native = config_patterns.of_config
 check = config_patterns.any_will_do
@@ -24,6 +25,7 @@ class LEDEncoderSelfAttention(SparseSelfAttention, upstream.LEDEncoderSelfAttent
     """The layer of every encoder layer, with a pattern of its own."""
 
 
+@recorded
 class LEDEncoder(upstream.LEDEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Embeddings and the stack of layers; arguments and outputs are upstream's."""
 

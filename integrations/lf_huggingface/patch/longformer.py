@@ -17,6 +17,7 @@ from transformers.models.longformer import modeling_longformer as upstream
 from lf_huggingface.patch import config_patterns, encoder_loop
 from lf_huggingface.patch.self_attention import SparseSelfAttention
 from lf_huggingface.patch.token_masks import NOTHING_SAID, Tokens
+from lf_huggingface.patch.upstream_checks import recorded
 
 native = config_patterns.of_config
 check = config_patterns.any_will_do
@@ -51,6 +52,7 @@ class LongformerEncoder(upstream.LongformerEncoder):
         return outputs if return_dict else outputs.to_tuple()
 
 
+@recorded
 class LongformerModel(upstream.LongformerModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Embeddings, encoder, pooler; arguments and outputs are upstream's."""
 

@@ -20,7 +20,7 @@ from lf_backend.pattern.terms import Pattern
 from lf_backend.sparsity import block_local
 from lf_huggingface.errors import refuse_weights
 from lf_huggingface.patch import heads
-from lf_huggingface.patch.upstream_checks import like
+from lf_huggingface.patch.upstream_checks import like, recorded
 
 if TYPE_CHECKING:
     from lf_backend.patching import Mark
@@ -78,6 +78,7 @@ class PegasusXGlobalLocalAttention(upstream.PegasusXGlobalLocalAttention):
         return tokens, global_tokens, None
 
 
+@recorded
 class PegasusXEncoder(upstream.PegasusXEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """The stack of layers; says no to weights that nobody forms."""
 

@@ -8,18 +8,36 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from lf_backend.patching import Upstream
 
+K = TypeVar("K", bound=type)
 TRANSFORMERS = Upstream("transformers", tested="5.17 to 5.23")
 
 
 def check_forward(upstream: type[nn.Module], ours: type[nn.Module]) -> None:
     """Raise PatchError unless upstream's `forward` takes the parameters of ours."""
     TRANSFORMERS.check_call(upstream.forward, ours.forward, f"{upstream.__name__}.forward")
+
+
+def recorded(ours: K) -> K:
+    """Decorate a model that takes the place of its base: it returns `hidden_states` as that does.
+
+    transformers looks up what a model can record by the name of its class, when it is made.
+    """
+    from transformers.utils import output_capturing
+
+    registry: Any = getattr(output_capturing, "_CAN_RECORD_REGISTRY", None)
+    if registry is not None:
+        base: Any = ours.__mro__[1:]
+        can = next(
+            (vars(kind)["_can_record_outputs"] for kind in base if "_can_record_outputs" in vars(kind)), None
+        )
+        dict.__setitem__(registry, str(ours), can)
+    return ours
 
 
 def like(forward: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
