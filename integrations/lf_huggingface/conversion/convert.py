@@ -62,7 +62,7 @@ def convert(
     else:
         new = _longformer(model, config, max_length, attention_window, tokenizer)
     if getattr(model, "generation_config", None) is not None:  # it writes what its source writes
-        new.generation_config = copy.deepcopy(model.generation_config)  # type: ignore[assignment]
+        new.generation_config = copy.deepcopy(model.generation_config)
     if tokenizer is not None:
         tokenizer.model_max_length = max_length
     return new.train(False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +42,7 @@ def _declared() -> frozenset[str]:
     from transformers import PreTrainedModel
     from transformers.loss import loss_utils
     from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
-    from transformers.utils import TransformersKwargs
+    from transformers.utils.generic import TransformersKwargs
 
     words = {*TransformersKwargs.__annotations__, *FlashAttentionKwargs.__annotations__}
     for loss in loss_utils.LOSS_MAPPING.values():
@@ -58,7 +58,7 @@ def _subclasses(kind: Any) -> Iterator[Any]:
         yield from _subclasses(below)
 
 
-def _parameters(function: Callable[..., Any] | None) -> frozenset[str]:
+def _parameters(function: Any) -> frozenset[str]:
     if function is None:
         return frozenset()
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

@@ -32,11 +32,7 @@ def recorded(ours: K) -> K:
 
     registry: Any = getattr(output_capturing, "_CAN_RECORD_REGISTRY", None)
     if registry is not None:
-        base: Any = ours.__mro__[1:]
-        can = next(
-            (vars(kind)["_can_record_outputs"] for kind in base if "_can_record_outputs" in vars(kind)), None
-        )
-        dict.__setitem__(registry, str(ours), can)
+        dict.__setitem__(registry, str(ours), getattr(ours, "_can_record_outputs", None))
     return ours
 
 
