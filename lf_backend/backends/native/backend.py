@@ -19,7 +19,7 @@ class Native(Backend):
     name = "native"
     priority = 60
     capabilities = Capabilities(
-        features=frozenset(Feature) - {Feature.PREDICATE},
+        features=frozenset(Feature) - {Feature.PREDICATE, Feature.VALUE_WIDTH},
         devices=frozenset({"cpu"}),
         max_head_dim=256,
         listed_queries=True,
