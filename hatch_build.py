@@ -66,12 +66,20 @@ class BuildError(Exception):
 
 
 def build(target: Path) -> None:
-    """Compile the library to `target`; an older one there is gone in any case.
+    """Compile the library to `target`, which is replaced only by a whole one.
 
     Raises:
-        BuildError: no compiler, none that can, or none needed on this platform.
+        BuildError: no compiler, none that can, or none needed on this platform; an older library is gone
+            then, as it is not that of these sources.
     """
-    target.unlink(missing_ok=True)
+    try:
+        _build(target)
+    except BuildError:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _build(target: Path) -> None:
     units = UNITS.get(platform.machine().lower(), {})
     if sys.platform == "win32" or not units:
         raise BuildError(
@@ -113,7 +121,9 @@ def compile_with(compiler: list[str], units: dict[str, list[str]], target: Path)
                 pass
         linked = f"{folder}/{target.name}"
         run([*command, "-shared", "-pthread", *(job[1] for job in jobs), "-o", linked])
-        shutil.copy(linked, target)
+        beside = target.with_suffix(".new")  # a rename within one folder is atomic
+        shutil.copy(linked, beside)
+        beside.replace(target)
 
 
 def run(command: list[str]) -> None:

@@ -38,6 +38,7 @@ template <class A> class Backward {
         Keys<A> keys;
         Block<A>* block;
         Taps* taps;
+        Wanted wanted;
         A *states, *weights, *gradients, *tangents, *grad_k, *grad_v;
         const A *lse, *delta;
     };
@@ -65,14 +66,14 @@ template <class A> class Backward {
         if (several) {
             each_block(work, task, true, &Backward::begin);
             while (next_round(work.keys, plan_, task, cursor, capacity, false)) {
-                clear(work);
+                clear(work, capacity);
                 each_block(work, task, true, &Backward::see);
                 shares_.put(plan_, task, work.keys, work.grad_k, work.grad_v, width_);
             }
             each_block(work, task, true, &Backward::finish);
         } else {
             next_round(work.keys, plan_, task, cursor, capacity, false);
-            clear(work);
+            clear(work, all);
             each_block(work, task, false, &Backward::whole);
             shares_.put(plan_, task, work.keys, work.grad_k, work.grad_v, width_);
         }
@@ -106,8 +107,8 @@ template <class A> class Backward {
         return {at, at + lanes, next, next + rows, at + 2 * lanes, last, last + BLOCK};
     }
 
-    void clear(Work& work) const {
-        for (int64_t i = 0; i < work.keys.count * width_; ++i) work.grad_k[i] = work.grad_v[i] = 0;
+    void clear(Work& work, int64_t rows) const {
+        for (int64_t i = 0; i < rows * width_; ++i) work.grad_k[i] = work.grad_v[i] = 0;
     }
 
     void each_block(Work& work, const Task& task, bool apart, Step step) const {
@@ -148,6 +149,7 @@ template <class A> class Backward {
     }
 
     void see(Work& work, const Task& task, Slopes<A>& state) const {
+        extend_to(work.keys, call_, task, highest(*work.block));
         Eye<A> eye(call_, task, work.keys, *work.block);
         for (int64_t p = 0; p < work.keys.piece_count; ++p) {
             const Piece& piece = work.keys.pieces[p];
@@ -157,13 +159,14 @@ template <class A> class Backward {
                 sights[g] = eye.sight(piece, g);
                 low = least(low, sights[g].some.low), high = most(high, sights[g].some.high);
             }
-            for (; low < high; low += chunk_)
-                chunk(work, eye, piece, sights, {low, least(low + chunk_, high)}, state);
+            for (; low < high; low += chunk_) {
+                chunk(work, eye, task, piece, sights, {low, least(low + chunk_, high)}, state);
+            }
         }
     }
 
     // Gradients of some keys and all queries of the block.
-    void chunk(Work& work, const Eye<A>& eye, const Piece& piece, const Sight* sights, Range rows,
+    void chunk(Work& work, const Eye<A>& eye, const Task& task, const Piece& piece, const Sight* sights, Range rows,
                Slopes<A>& state) const {
         Range ranges[GROUPS<A>];
         const Keys<A>& keys = work.keys;
@@ -175,7 +178,7 @@ template <class A> class Backward {
                 ranges[g] = {0, 0};
                 continue;
             }
-            weigh(work, eye, piece, g, own, ranges[g].low, sights[g].every, state);
+            weigh(work, eye, task, piece, g, own, ranges[g].low, sights[g].every, state);
             by_columns<A, false>(state.grad_q + g * D * LANES<A>, nullptr, keys.k + own.low * D, D,
                                  work.gradients + (g * chunk_ + ranges[g].low) * LANES<A>, own.high - own.low, D);
             surround(work.weights + g * chunk_ * LANES<A>, ranges[g], rows.high - rows.low);
@@ -196,14 +199,15 @@ template <class A> class Backward {
     }
 
     // Weights, and gradients of raw scores over the scale, of a group and the keys `rows`, at row `at` of a chunk.
-    void weigh(Work& work, const Eye<A>& eye, const Piece& piece, int group, Range rows, int64_t at, Range every,
+    void weigh(Work& work, const Eye<A>& eye, const Task& task, const Piece& piece, int group, Range rows, int64_t at, Range every,
                Slopes<A>& state) const {
         const Keys<A>& keys = work.keys;
         int64_t count = rows.high - rows.low, D = call_.head_dim, lane = group * LANES<A>;
         A *weights = work.weights + (group * chunk_ + at) * LANES<A>,
           *gradients = work.gradients + (group * chunk_ + at) * LANES<A>;
-        by_rows<A>(weights, keys.k + rows.low * D, D, state.queries + lane * D, D, count);
-        by_rows<A>(gradients, keys.v + rows.low * D, D, state.upstream + lane * D, D, count);
+        want(work.wanted, work.keys, call_, task, chunk_ / 32);
+        by_rows<A>(weights, keys.k + rows.low * D, D, state.queries + lane * D, D, count, work.wanted);
+        by_rows<A>(gradients, keys.v + rows.low * D, D, state.upstream + lane * D, D, count, work.wanted);
         if (call_.softcap != 0) cap<A>(weights, work.tangents, call_, count);
         bool biased = call_.bias != nullptr && piece.band == 0;
         if (biased) add_bias<A>(weights, call_, *work.block, *work.taps, keys, group, rows.low, count);

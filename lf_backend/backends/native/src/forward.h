@@ -56,6 +56,7 @@ template <class A> class Forward {
         Keys<A> keys;
         Block<A>* block;
         Taps* taps;
+        Wanted wanted;
         A *states, *scores;
     };
     using Step = void (Forward::*)(Work&, const Task&, State<A>&) const;
@@ -107,6 +108,7 @@ template <class A> class Forward {
 
     // All keys of a round, chunk by chunk; in each, one group after the other.
     void see(Work& work, const Task& task, State<A>& state) const {
+        extend_to(work.keys, call_, task, highest(*work.block));
         Eye<A> eye(call_, task, work.keys, *work.block);
         for (int64_t p = 0; p < work.keys.piece_count; ++p) {
             const Piece& piece = work.keys.pieces[p];
@@ -119,7 +121,9 @@ template <class A> class Forward {
             for (; low < high; low += chunk_)
                 for (int g = 0; g < work.block->groups; ++g) {
                     Range rows{most(low, sights[g].some.low), least(low + chunk_, sights[g].some.high)};
-                    if (rows.low < rows.high) attend(work, eye, piece, g, rows, sights[g].every, state);
+                    if (rows.low >= rows.high) continue;
+                    want(work.wanted, work.keys, call_, task, chunk_ / 32);
+                    attend(work, eye, piece, g, rows, sights[g].every, state);
                 }
         }
     }
@@ -129,43 +133,50 @@ template <class A> class Forward {
         const Keys<A>& keys = work.keys;
         int64_t count = rows.high - rows.low, D = call_.head_dim;
         const A* queries = state.queries + group * D * LANES<A>;
-        by_rows<A>(work.scores, keys.k + rows.low * keys.k_stride, keys.k_stride, queries, D, count);
+        by_rows<A>(work.scores, keys.k + rows.low * keys.k_stride, keys.k_stride, queries, D, count,
+                   work.wanted);
         if (call_.softcap != 0) cap<A>(work.scores, nullptr, call_, count);
         if (call_.bias != nullptr && piece.band == 0)
             add_bias<A>(work.scores, call_, *work.block, *work.taps, keys, group, rows.low, count);
         eye.hide(work.scores, piece, group, rows, every);
         alignas(VECTOR) A alpha[LANES<A>];
-        weigh(work, group, rows, alpha, state);
+        A *largest = state.largest + group * LANES<A>, *total = state.total + group * LANES<A>;
+        if (call_.dropout)
+            weigh<true>(work, group, rows, alpha, largest, total);
+        else
+            weigh<false>(work, group, rows, alpha, largest, total);
         by_columns<A, true>(state.sums + group * D * LANES<A>, alpha, keys.v + rows.low * keys.v_stride,
                             keys.v_stride, work.scores, count, D);
     }
 
     // Scores become weights under the largest score so far; alpha is what earlier sums are multiplied by.
-    void weigh(Work& work, int group, Range rows, A* alpha, State<A>& state) const {
-        int64_t count = rows.high - rows.low;
-        Vec<A> largest[COLUMNS], total[COLUMNS];
+    template <bool DROPS>
+    void weigh(const Work& work, int group, Range rows, A* alpha, A* largest, A* total) const {
+        A* const scores = work.scores;
+        const int64_t end = (rows.high - rows.low) * LANES<A>;
+        Vec<A> before[COLUMNS], unit[COLUMNS], sum[COLUMNS];
+        for (int n = 0; n < COLUMNS; ++n) before[n] = unit[n] = load<Vec<A>>(largest + n * WIDTH<A>);
+        for (int64_t at = 0; at < end; at += LANES<A>)
+            for (int n = 0; n < COLUMNS; ++n)
+                unit[n] = larger(unit[n], load<Vec<A>>(scores + at + n * WIDTH<A>));
         for (int n = 0; n < COLUMNS; ++n) {
-            A* at = state.largest + group * LANES<A> + n * WIDTH<A>;
-            Vec<A> before = load<Vec<A>>(at), now = before;
-            for (int64_t row = 0; row < count; ++row)
-                now = larger(now, load<Vec<A>>(work.scores + row * LANES<A> + n * WIDTH<A>));
-            store(at, now);
-            largest[n] = now == A(-INFINITE) ? all(A(0)) : now;  // a row that has seen nothing yet
-            store(alpha + n * WIDTH<A>, exp2<A>(before - largest[n]));
-            total[n] = Vec<A>{};
+            store(largest + n * WIDTH<A>, unit[n]);
+            unit[n] = unit[n] == A(-INFINITE) ? Vec<A>{} : unit[n];  // nothing seen yet
+            before[n] = exp2<A>(before[n] - unit[n]);
+            store(alpha + n * WIDTH<A>, before[n]);
+            sum[n] = Vec<A>{};
         }
-        for (int64_t row = 0; row < count; ++row)
+        for (int64_t at = 0, key = rows.low; at < end; at += LANES<A>, ++key)
             for (int n = 0; n < COLUMNS; ++n) {
-                A* at = work.scores + row * LANES<A> + n * WIDTH<A>;
-                Vec<A> weight = exp2<A>(load<Vec<A>>(at) - largest[n]);
-                total[n] += weight;
-                if (call_.dropout)
-                    weight *= kept<A>(call_, *work.block, work.keys, group * LANES<A> + n * WIDTH<A>, rows.low + row);
-                store(at, weight);
+                Vec<A> weight = exp2<A>(load<Vec<A>>(scores + at + n * WIDTH<A>) - unit[n]);
+                sum[n] += weight;
+                if constexpr (DROPS)
+                    weight *= kept<A>(call_, *work.block, work.keys, group * LANES<A> + n * WIDTH<A>, key);
+                store(scores + at + n * WIDTH<A>, weight);
             }
         for (int n = 0; n < COLUMNS; ++n) {
-            A* at = state.total + group * LANES<A> + n * WIDTH<A>;
-            store(at, load<Vec<A>>(at) * load<Vec<A>>(alpha + n * WIDTH<A>) + total[n]);
+            A* at = total + n * WIDTH<A>;
+            store(at, load<Vec<A>>(at) * before[n] + sum[n]);
         }
     }
 

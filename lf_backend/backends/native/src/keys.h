@@ -1,12 +1,15 @@
 // Keys and values of a task, copied next to each other: a round of as many as the cache likes.
 //
-// A copy costs a few hundredths of the products, and pays: rows of one head are far apart in memory (their
-// strides share the sets of a cache), half precision is widened once, padded keys are left out here and cost
-// nothing later, and global columns become rows like all others.
+// A copy pays: rows of one head are far apart in memory (their strides share the sets of a cache), half precision
+// is widened once, padded keys are left out here and cost nothing later, and global columns become rows like all
+// others. It costs little, because rows are copied when a block of queries first sees them, and then are in the
+// cache: the block before has asked for them between its products.
 #pragma once
 
 #include "hash.h"
 #include "plan.h"
+#include "products.h"
+#include "queries.h"
 #include "storage.h"
 
 namespace lf::LF_SET {
@@ -14,10 +17,12 @@ namespace lf::LF_SET {
 constexpr int64_t ROUND_BYTES = 1 << 20;  // of keys, and of values
 constexpr int64_t AHEAD = 16;             // rows that are asked for before they are copied
 
-// Rows [low, high) of a round, in the order of their positions if of a band; `band` is call.band_count for
-// global columns.
+// Positions residue + dilation * i of a band for next <= i < last, or columns next <= i < last (`band` is then
+// call.band_count), that are not yet copied; those that are, and not padded, are the rows [low, high) of the round.
 struct Piece {
     int64_t band, low, high;
+    Span span;
+    int64_t next, last, slot, asked;
 };
 
 template <class A> struct Keys {
@@ -27,8 +32,9 @@ template <class A> struct Keys {
     uint32_t* hash;
     int64_t* slot;  // of a row, among all that the task may see: where its sums go
     Piece* pieces;
-    int64_t piece_count, count;
+    int64_t piece_count;
     A *k_memory, *v_memory;
+    bool where;  // keys are read where they are
 };
 
 // Where the next round begins: piece by piece, in each at a step of its span or an index of a column.
@@ -76,58 +82,92 @@ template <class A> LF_INLINE bool in_place(const Call& call) {
     return own && call.padding == nullptr && pieces(call) == 1 && call.column_count == 0;
 }
 
-template <class A> LF_INLINE void add_row(Keys<A>& keys, const Call& call, int64_t position, int64_t slot) {
-    keys.position[keys.count] = Int<A>(position);
-    if (call.dropout) keys.hash[keys.count] = key_hash(position);
-    keys.slot[keys.count++] = slot;
-}
-
 // Asks for a row of keys and values that will be copied soon: they come from far, and not in a line.
 LF_INLINE void prefetch_rows(const Call& call, const Task& task, int64_t position) {
     int64_t bytes = call.head_dim * size_of(call.dtype);
     const char* k = row_of(call.k, call.dtype, task.batch, task.run->kv_head, position);
     const char* v = row_of(call.v, call.dtype, task.batch, task.run->kv_head, position);
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(k + at), __builtin_prefetch(v + at);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(k + at, 0, 2), __builtin_prefetch(v + at, 0, 2);
 }
 
-// The next round, false if there are no more keys. `where` says to read the keys where they are.
+// Some rows that the next block will copy.
+template <class A>
+LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task& task, int64_t rows) {
+    int64_t bytes = call.head_dim * size_of(call.dtype), head = task.run->kv_head;
+    for (int64_t p = 0; p < keys.piece_count; ++p) {
+        Piece& piece = keys.pieces[p];
+        if (keys.where || piece.band == call.band_count) continue;
+        int64_t end = least(least(most(piece.asked, piece.next) + rows, piece.next + BLOCK), piece.last);
+        for (piece.asked = most(piece.asked, piece.next); piece.asked < end; ++piece.asked)
+            for (int64_t at = 0; at < bytes; at += 64) {
+                int64_t position = piece.span.residue + piece.asked * piece.span.dilation;
+                wanted.add(row_of(call.k, call.dtype, task.batch, head, position) + at);
+                wanted.add(row_of(call.v, call.dtype, task.batch, head, position) + at);
+            }
+    }
+}
+
+template <class A> void copy_row(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int64_t position) {
+    int64_t to = piece.high * call.head_dim, head = task.run->kv_head;
+    widen<A>(keys.k_memory + to, row_of(call.k, call.dtype, task.batch, head, position), call.dtype, call.head_dim, 1);
+    widen<A>(keys.v_memory + to, row_of(call.v, call.dtype, task.batch, head, position), call.dtype, call.head_dim, 1);
+}
+
+// Copies what a piece has up to a position; columns are taken whole.
+template <class A>
+void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int64_t limit) {
+    bool columns = piece.band == call.band_count;
+    for (; piece.next < piece.last; ++piece.next) {
+        int64_t position = piece.span.residue + piece.next * piece.span.dilation;
+        if (!columns && position > limit) return;
+        position = position_of(call, task, piece.band, piece.span, piece.next);
+        if (position < 0) continue;
+        if (!keys.where) {
+            int64_t ahead = piece.next + AHEAD;
+            if (!columns && ahead < piece.last)
+                prefetch_rows(call, task, piece.span.residue + ahead * piece.span.dilation);
+            copy_row(keys, call, task, piece, position);
+        }
+        keys.position[piece.high] = Int<A>(position);
+        if (call.dropout) keys.hash[piece.high] = key_hash(position);
+        keys.slot[piece.high++] = piece.slot + piece.next;
+    }
+}
+
+// Everything that queries up to a position see.
+template <class A> void extend_to(Keys<A>& keys, const Call& call, const Task& task, int64_t highest) {
+    for (int64_t p = 0; p < keys.piece_count; ++p) {
+        Piece& piece = keys.pieces[p];
+        int64_t right = piece.band < call.band_count ? task.run->bands[piece.band].right : 0;
+        extend(keys, call, task, piece, highest + right);
+    }
+}
+
+// The next round, still without a row; false if there are no more keys.
 template <class A>
 bool next_round(Keys<A>& keys, const Plan& plan, const Task& task, Cursor& cursor, int64_t capacity, bool where) {
     const Call& call = *plan.call;
-    int64_t head = task.run->kv_head;
-    keys.count = keys.piece_count = 0;
+    int64_t rows = 0;
+    keys.piece_count = 0, keys.where = where;
     keys.k = keys.k_memory, keys.v = keys.v_memory;
     keys.k_stride = keys.v_stride = call.head_dim;
-    for (; cursor.band < pieces(call) && keys.count < capacity; ++cursor.band, cursor.step = 0) {
+    for (; cursor.band < pieces(call) && rows < capacity; ++cursor.band, cursor.step = 0) {
         Span span = extent(plan, task, cursor.band);
-        int64_t low = keys.count, step = span.first + cursor.step;
+        int64_t next = span.first + cursor.step, last = least(span.last, next + capacity - rows);
+        if (next < last) keys.pieces[keys.piece_count++] = {cursor.band, rows, rows, span, next, last, cursor.slot - next, 0};
+        rows += last - next, cursor.slot += last - next;
         if (where) {
-            int64_t first = span.residue + span.first * span.dilation;
+            int64_t first = span.residue + span.first * span.dilation, head = task.run->kv_head;
             keys.k = reinterpret_cast<const A*>(row_of(call.k, call.dtype, task.batch, head, first));
             keys.v = reinterpret_cast<const A*>(row_of(call.v, call.dtype, task.batch, head, first));
             keys.k_stride = call.k.row * span.dilation, keys.v_stride = call.v.row * span.dilation;
         }
-        for (; step < span.last && keys.count < capacity; ++step, ++cursor.slot) {
-            int64_t position = position_of(call, task, cursor.band, span, step);
-            if (position < 0) continue;
-            if (!where) {
-                if (cursor.band < call.band_count && step + AHEAD < span.last)
-                    prefetch_rows(call, task, position + AHEAD * span.dilation);
-                int64_t to = keys.count * call.head_dim;
-                widen<A>(keys.k_memory + to, row_of(call.k, call.dtype, task.batch, head, position), call.dtype,
-                         call.head_dim, A(1));
-                widen<A>(keys.v_memory + to, row_of(call.v, call.dtype, task.batch, head, position), call.dtype,
-                         call.head_dim, A(1));
-            }
-            add_row(keys, call, position, cursor.slot);
-        }
-        if (keys.count > low) keys.pieces[keys.piece_count++] = {cursor.band, low, keys.count};
-        if (step < span.last) {
-            cursor.step = step - span.first;
-            return true;
+        if (last < span.last) {
+            cursor.step = last - span.first;
+            break;
         }
     }
-    return keys.count > 0;
+    return rows > 0;
 }
 
 }  // namespace lf::LF_SET

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t BLOCK = 64;       // segments are multiples of what kernels take at once
 constexpr int64_t LONGEST = 2048;   // queries of a segment: by then copying its keys costs little
 constexpr int64_t SHORTEST = 128;
-constexpr int64_t ENOUGH = 64;      // tasks that keep many cores busy to the end
+constexpr int64_t ENOUGH = 24;      // tasks; for more of them keys would be copied, and shared, too often
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -68,7 +68,7 @@ void cut(const Plan& plan, Run& run, bool backward) {
     int64_t length = ceil_div(call.queries, run.step);
     int64_t window = std::min(widest(run, call.band_count), ceil_div(call.keys, run.step));
     int64_t least = backward ? std::max(SHORTEST, rounded(window / 4)) : SHORTEST;
-    int64_t segment = std::clamp(rounded(2 * window), int64_t(512), LONGEST);
+    int64_t segment = std::clamp(rounded(4 * window), int64_t(512), LONGEST);
     int64_t others = call.batch * plan.run_count * run.step;
     while (segment / 2 >= least && others * ceil_div(length, segment) < ENOUGH) segment = rounded(segment / 2);
     run.segment = std::max(segment, backward ? least : BLOCK);

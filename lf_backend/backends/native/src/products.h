@@ -68,12 +68,24 @@ template <class Body> LF_INLINE void for_tiles(int64_t rows, Body body) {
     }
 }
 
+// Lines of memory that will be needed soon, and are asked for between products, a few at a time: many at once
+// would hold up the products' own loads.
+struct Wanted {
+    const char* lines[64];
+    int64_t count = 0;
+
+    void add(const char* line) {
+        if (count < 64) lines[count++] = line;
+    }
+};
+
 // Scores [rows, LANES] of `rows` keys, or grad_out @ v: to[j][lane] = sum over d of a[j][d] b[d][lane].
 template <class A>
 __attribute__((noinline)) void by_rows(A* to, const A* a, int64_t stride, const A* b, int64_t depth,
-                                       int64_t rows) {
-    for_tiles(rows, [=](auto count, int64_t first) LF_LAMBDA {
+                                       int64_t rows, Wanted& wanted) {
+    for_tiles(rows, [=, &wanted](auto count, int64_t first) LF_LAMBDA {
         constexpr int R = decltype(count)::value;
+        for (int i = 0; i < 2 && wanted.count > 0; ++i) __builtin_prefetch(wanted.lines[--wanted.count], 0, 2);
         Sums<A, R, COLUMNS> sums;
         clear(sums);
         multiply<A, R, COLUMNS, false>(sums, a + first * stride, stride, b, LANES<A>, depth);

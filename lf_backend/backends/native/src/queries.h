@@ -59,6 +59,12 @@ template <class A> void fill(Block<A>& block, const Call& call, const Task& task
     }
 }
 
+template <class A> LF_INLINE int64_t highest(const Block<A>& block) {
+    int64_t found = block.high[0];
+    for (int g = 1; g < block.groups; ++g) found = most<int64_t>(found, block.high[g]);
+    return found;
+}
+
 // Rows of x [B, H, N, D] into lanes [groups][D][LANES], times `factor`; and as they are, [lanes][width] with
 // zeros to fill the width, if `rows` is not null.
 template <class A>
