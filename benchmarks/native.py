@@ -80,10 +80,10 @@ def forward(pattern: lf.Pattern, dtype: torch.dtype, backend: str, options: dict
 
 
 def both(pattern: lf.Pattern, dtype: torch.dtype, backend: str, options: dict[str, Any]) -> Work:
-    leaves = inputs(dtype)
-    upstream = torch.randn(leaves[0].shape).to(dtype)
+    q, k, v = leaves = inputs(dtype)
+    upstream = torch.randn(q.shape).to(dtype)
     return lambda: torch.autograd.grad(
-        lf.attention(*leaves, pattern, backend=backend, **options), leaves, upstream
+        lf.attention(q, k, v, pattern, backend=backend, **options), leaves, upstream
     )
 
 
