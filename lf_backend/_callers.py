@@ -101,6 +101,18 @@ def _has_tangent(x: Tensor | None) -> bool:
     return x is not None and bool(_unpacked(x).tangent is not None)
 
 
+def is_plain_eager(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether nobody watches: no compiler, tracer, mode, transform or tensor subclass is there.
+
+    Then an operator need not be called as one, which costs more than a small call itself.
+    """
+    if torch.compiler.is_compiling() or _is_tracing() or _C._len_torch_dispatch_stack():
+        return False
+    if _C._is_torch_function_mode_enabled() or _C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return all(x is None or type(x) in _PLAIN for x in tensors)
+
+
 def fixed_size(x: Tensor, dim: int) -> int:
     """Return a size that a trace may take for constant: not that of a batch or a length."""
     with not_traced():

@@ -86,7 +86,7 @@ def attention(
     if _callers.wants_ordinary(arguments.tensors()):
         out, lse = ordinary.attention(arguments)
     else:
-        out, lse = op.attention(*arguments.values())
+        out, lse = op.run(arguments)
     return (out, lse) if return_lse else out
 
 

@@ -86,6 +86,13 @@ def working() -> dict[str, Backend]:
     return {name: entry for name, entry in backends().items() if isinstance(entry, Backend)}
 
 
+def get(name: str) -> Backend:
+    """Return the backend of a name that a selection holds; cheap, as every call asks."""
+    _discover()
+    entry = _backends.get(name)
+    return entry if isinstance(entry, Backend) else working()[name]
+
+
 def version() -> int:
     """A number that changes with the registry: the key of cached decisions."""
     _discover()

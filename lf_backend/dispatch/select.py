@@ -84,7 +84,7 @@ def chosen(selection: Selection) -> Backend:
         who = f"backend {selection.asked!r}" if selection.asked else "no backend"
         verb = "cannot run" if selection.asked else "can run"
         raise UnsupportedError(f"{who} {verb} this call\n{selection}", selection)
-    return registry.working()[selection.chosen]
+    return registry.get(selection.chosen)
 
 
 def unknown(name: str) -> LFError:

@@ -48,8 +48,8 @@ def starts(seed: Tensor, batches: Tensor) -> Tensor:
 
 
 def threshold(p: float) -> int:
-    """A weight is dropped if its hash, as a signed word, is less."""
-    return round(p * 2**32) - 2**31
+    """Return the signed word below which the hash of a weight drops it; a word itself, also next to p = 1."""
+    return min(round(p * 2**32), 2**32 - 1) - 2**31
 
 
 def _word(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ give zeros, and NaN or inf in padded keys never reaches a product.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -58,9 +59,10 @@ def probabilities(a: Arguments, local: Callable[[Call, Tensor], Tensor]) -> Tens
     return found
 
 
-def _exact(q: Tensor) -> torch.autocast:
+def _exact(q: Tensor) -> AbstractContextManager[object]:
     """Turn autocast off inside: the arguments have their dtypes, and float32 means float32."""
-    return torch.autocast(q.device.type, enabled=False)
+    kind = q.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _simplified(a: Arguments) -> Arguments:

@@ -1,7 +1,8 @@
 """The one custom operator pair and its autograd.
 
 `lf_backend::attention` and `lf_backend::attention_backward` are opaque to torch.compile: shapes stay
-symbolic, and the choice of the backend happens when they run.
+symbolic, and the choice of the backend happens when they run. In plain eager mode, where nobody sees the
+difference, `run` steps around the operator: its wrapper in Python costs more than a small call.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lf_backend._callers import is_plain_eager
 from lf_backend.dispatch.select import preference
 from lf_backend.errors import UnsupportedError
 from lf_backend.numerics.precision import accumulation_dtype
@@ -21,6 +23,17 @@ from lf_backend.ops.arguments import DIFFERENTIABLE, NAMES, TENSORS, Arguments, 
 from lf_backend.ops.pattern_table import interned
 
 _BACKWARD = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
+
+
+def run(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Return out and lse of a call, with their derivative if the call is differentiable."""
+    if not is_plain_eager(a.tensors()):
+        found: tuple[Tensor, Tensor] = attention(*a.values())
+        return found
+    if not a.differentiable:
+        return around_backend.forward(a)
+    found = _Eager.apply(*a.values())
+    return found
 
 
 def _forward(*values: Any) -> tuple[Tensor, Tensor]:
@@ -72,7 +85,10 @@ def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
         grad_out = torch.zeros_like(out)
     if torch.is_grad_enabled():  # create_graph: this backward will be differentiated
         return _differentiable(arguments, grad_out, grad_lse, ctx.needs_input_grad)
-    grads = iter(attention_backward(grad_out, grad_lse, out, lse, *arguments.values()))
+    if is_plain_eager((grad_out, grad_lse)):
+        grads = iter(around_backend.backward(arguments, grad_out, grad_lse, out, lse))
+    else:
+        grads = iter(attention_backward(grad_out, grad_lse, out, lse, *arguments.values()))
     given = ((name, getattr(arguments, name)) for name in NAMES)
     return tuple(next(grads) if name in DIFFERENTIABLE and x is not None else None for name, x in given)
 
@@ -91,6 +107,14 @@ def _differentiable(
 
 
 attention.register_autograd(_autograd, setup_context=_setup)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without the operator: the same forward, and the same derivative."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_autograd)
 
 
 def _refuse(ctx: Any, *grads: Any) -> Any:

@@ -61,3 +61,12 @@ def test_without_dropout_no_random_number_is_drawn() -> None:
     before = torch.get_rng_state()
     lf.attention(q, k, v, lf.Window(5, 5))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_next_to_one_almost_everything_is_dropped() -> None:
+    """The threshold is a word of 32 bits, or a comparison with it would wrap and keep everything."""
+    p = 1 - 2**-40
+    assert dropout.threshold(p) == 2**31 - 1
+    at = torch.arange(300)
+    kept = dropout.keep(torch.tensor([3]), 0, torch.arange(1), at, at, p, torch.float64)
+    assert kept.count_nonzero() <= 1

@@ -59,6 +59,7 @@ def test_those_that_no_row_has_keep_their_places() -> None:
     assert ordered(["mine"], WHOLE) == ["mine"]
 
 
+@pytest.mark.usefixtures("without_native")
 def test_explain_shows_the_row_that_decided(table: None) -> None:
     q = torch.randn(1, 2, 60, 8)
     found = lf.explain(q, q, q, lf.Window(8, 8))

@@ -28,7 +28,7 @@ def test_oracle_is_the_triple_loop(case: Case) -> None:
 def _row(case: Case, t: Tensors, batch: int, head: int, row: int) -> tuple[list[float], float]:
     position = case.length - case.queries + row
     key_head = head // (case.heads // case.kv_heads)
-    nothing = [0.0] * case.head_dim, -math.inf
+    nothing = [0.0] * t.v.shape[-1], -math.inf
     if _padded(t, batch, position):
         return nothing
     q, k, v = t.q, t.k, t.v
@@ -44,7 +44,7 @@ def _row(case: Case, t: Tensors, batch: int, head: int, row: int) -> tuple[list[
         return nothing
     top = max(terms)
     total = sum(math.exp(term - top) for term in terms)
-    out = [0.0] * case.head_dim
+    out = [0.0] * t.v.shape[-1]
     for key, logit in logits.items():
         weight = math.exp(logit - top) / total
         out = [o + weight * x for o, x in zip(out, v[batch, key_head, key].tolist(), strict=True)]

@@ -45,6 +45,7 @@ def test_explain_says_who_runs_and_why_not_the_others(hopper) -> None:
     assert "only_hopper  cannot: predicate is not supported; dtype in ['bfloat16'] wanted" in text
 
 
+@pytest.mark.usefixtures("without_native")
 def test_explain_takes_meta_tensors_and_machines_nobody_has(hopper) -> None:
     q = torch.empty(1, 2, 10**6, 64, dtype=torch.bfloat16, device="meta")
     assert lf.explain(q, q, q, W, machine=H200).chosen == "only_hopper"
@@ -69,7 +70,7 @@ def test_problem_names_what_a_call_needs() -> None:
     pattern = lf.Window(2, None, (1, 1, 2, 2)) | lf.Window(1, 1) | lf.Global(3)
     padding = torch.zeros(1, 12, dtype=torch.bool)
     problem = lf.explain(q, k, k, pattern, key_padding=padding, softcap=3.0, dropout_p=0.1).problem
-    assert problem.features == set(Feature) - {Feature.PREDICATE, Feature.BAND_BIAS}
+    assert problem.features == set(Feature) - {Feature.PREDICATE, Feature.BAND_BIAS, Feature.VALUE_WIDTH}
     assert (problem.queries, problem.keys, problem.heads, problem.kv_heads) == (6, 12, 4, 2)
 
 
@@ -145,6 +146,7 @@ def cuda(capability: tuple[int, int], *packages: str) -> Machine:
         ),
     ],
 )
+@pytest.mark.usefixtures("without_native")
 def test_triton_where_its_kernels_run(
     machine: Machine, chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

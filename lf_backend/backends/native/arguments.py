@@ -122,7 +122,5 @@ def _numbers(call: Call) -> tuple[float, ...]:
     if call.dropout_p:
         assert call.seed is not None, "the operator draws a seed"
         drops, seed, threshold = 1, int(call.seed), dropout.threshold(call.dropout_p)
-        if threshold < 2**31:  # beyond, no word reaches it, and all is dropped
-            keep = 1 / (1 - call.dropout_p)
-        threshold = min(threshold, 2**31 - 1)
+        keep = 1 / (1 - call.dropout_p)
     return (call.scale, call.softcap or 0.0, drops, seed, threshold, keep, torch.get_num_threads())
