@@ -37,12 +37,12 @@ def test_import_is_light_and_order_does_not_matter(tmp_path):
 import sys, types
 import lf_fairseq
 assert "fairseq" not in sys.modules and "omegaconf" not in sys.modules
-for name in ("architectures", "longformer_lm"):
+for name in ("archs.transformers", "archs.longformer_lm"):
     sys.modules[f"lf_fairseq.{name}"] = types.ModuleType(name)
 came = []
-from lf_fairseq import require
-checked = require.check_version
-require.check_version = lambda version: came.append(version) or checked(version)
+from lf_fairseq import upstream
+checked = upstream.check_version
+upstream.check_version = lambda version: came.append(version) or checked(version)
 import fairseq
 assert came == ["0.12.3"] and not any("_Waiting" in type(f).__name__ for f in sys.meta_path)
 from lf_fairseq.register import when_fairseq_is_imported

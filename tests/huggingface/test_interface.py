@@ -228,7 +228,8 @@ def test_a_dense_mask_of_the_users(family: str, kind: str) -> None:
     floats = torch.zeros(seen.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     want = families.twin(model)(ids, attention_mask=floats).logits
     torch.testing.assert_close(model(ids, attention_mask=given).logits, want, atol=2e-5, rtol=0)
-    with pytest.raises(lf.ShapeError, match=r"attention_mask: bool or float \[B, 1 or H, 20, 20\] wanted"):
+    wanted = r"attention_mask: bool or float \[1 or B, 1 or H, 1 or 20, 1 or 20\] wanted"
+    with pytest.raises(lf.ShapeError, match=wanted):
         model(ids, attention_mask=given[..., :7])
 
 
