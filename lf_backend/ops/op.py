@@ -32,7 +32,8 @@ def run(a: Arguments) -> tuple[Tensor, Tensor]:
         return found
     if not a.differentiable:
         return around_backend.forward(a)
-    found = _Eager.apply(*a.values())
+    apply: Any = _Eager.apply
+    found = apply(*a.values())
     return found
 
 

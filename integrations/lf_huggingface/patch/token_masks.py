@@ -47,7 +47,10 @@ class Tokens(NamedTuple):
             code = code if attention_mask is None else attention_mask * code
         if code is None:
             return cls(None, None)
-        padded = code <= 0  # without an attention_mask too: -1 in the other one comes out as padding upstream
+        # Without an attention_mask too: -1 in the other one comes out as padding upstream. A bool has no -1.
+        given = attention_mask if attention_mask is not None else global_attention_mask
+        alone = attention_mask is None and given is not None and given.dtype == torch.bool
+        padded = None if alone else code <= 0
         if code.dtype == torch.bool:
             return cls(_marking(padded, look=False), None)
         is_global = code > 1 if most is None else (code > 1) & (code <= most)
