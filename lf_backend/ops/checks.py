@@ -120,7 +120,9 @@ def _check_mask(name: str, mask: Any, shape: tuple[int, int], device: torch.devi
         raise ShapeError(f"{name}: a bool tensor wanted, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         meaning = "padded" if name == "key_padding" else "global"
-        raise ShapeError(f"{name}: dtype torch.bool (True = {meaning}) wanted, got {mask.dtype}")
+        reverse = "; Hugging Face's attention_mask is the reverse: pass attention_mask == 0"
+        advice = reverse if name == "key_padding" else ""
+        raise ShapeError(f"{name}: dtype torch.bool (True = {meaning}) wanted, got {mask.dtype}{advice}")
     if tuple(mask.shape) != shape:
         raise ShapeError(f"{name}: shape [batch, keys] = {list(shape)} wanted, got {list(mask.shape)}")
     if mask.device != device:

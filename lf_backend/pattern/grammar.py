@@ -118,7 +118,8 @@ def _malformed(text: str, error: UnexpectedInput) -> PatternError:
     wanted = sorted((_word(parser, name) for name in accepted), key=lambda word: (word[0] == "'", word))
     got = re.match(r"\w+|.", text[at:], re.DOTALL)
     came = repr(got[0]) if got else "the end"
-    return PatternError(f"column {at + 1} of {text!r}: {' or '.join(wanted)} wanted, got {came}")
+    advice = named.suggestion(got[0]) if got and "TERM" in accepted else ""
+    return PatternError(f"column {at + 1} of {text!r}: {' or '.join(wanted)} wanted, got {came}{advice}")
 
 
 def _word(parser: Lark, terminal: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import lru_cache, wraps
 from threading import Lock
 from typing import Any, ParamSpec
@@ -112,6 +113,12 @@ def names() -> tuple[str, ...]:
     return (*BUILT_IN, *sorted(_registered))
 
 
+def suggestion(name: str) -> str:
+    """Return the words to add to an error about an unknown name, none if no term is near it."""
+    near = get_close_matches(name.lower(), names(), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def maker(name: str) -> Maker:
     """The function behind a name.
 
@@ -119,7 +126,8 @@ def maker(name: str) -> Maker:
         PatternError: nobody has registered it.
     """
     if name not in _registered:
-        raise PatternError(f"term: one of {list(names())} wanted, got {name!r}; import what defines it")
+        advice = suggestion(name) or "; import what defines it"
+        raise PatternError(f"term: one of {list(names())} wanted, got {name!r}{advice}")
     found: Maker = inspect.unwrap(_registered[name])
     return found
 

@@ -61,7 +61,8 @@ def from_dict(data: Mapping[str, Any], where: str = "pattern") -> Pattern:
         raise PatternError(f"{where}: a mapping wanted, got {data!r}")
     name, known = data.get("term"), sorted({*_DICT_KEYS, *named.names()})
     if not isinstance(name, str) or name not in known:
-        raise PatternError(f"{where}.term: one of {known} wanted, got {name!r}")
+        advice = named.suggestion(str(name))
+        raise PatternError(f"{where}.term: one of {known} wanted, got {name!r}{advice}")
     required, optional = _DICT_KEYS[name] if name in _DICT_KEYS else named.parameters(name)
     given = set(data) - {"term"}
     if unknown := given - required - optional:

@@ -1,5 +1,7 @@
 """Bad input: a clear error that names the argument, what was wanted and what came."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -91,3 +93,33 @@ def test_forced_backend_that_cannot_says_all_its_reasons() -> None:
         registry.unregister("plain")
     assert "plain      cannot: predicate is not supported; softcap is not supported" in str(error.value)
     assert error.value.selection.chosen is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"causal": True},
+            r"attention: there is no argument 'causal'; write the pattern as .*lf.Causal",
+        ),
+        ({"key_paddin": None}, r"there is no argument 'key_paddin'; did you mean key_padding\?"),
+        ({"zzz": 1}, r"there is no argument 'zzz'; known are .*return_lse.*key_padding"),
+    ],
+)
+def test_an_unknown_argument_says_what_to_write(options: dict, message: str) -> None:
+    q = torch.randn(1, 1, 4, 4)
+    with pytest.raises(lf.ArgumentError, match=message):
+        lf.attention(q, q, q, lf.Window(1, 1), **options)
+
+
+def test_a_mask_of_hugging_face_is_the_reverse() -> None:
+    q = torch.randn(1, 1, 4, 4)
+    with pytest.raises(lf.ShapeError, match=r"torch.int64; Hugging Face's attention_mask is the reverse"):
+        lf.attention(q, q, q, lf.Window(1, 1), key_padding=torch.ones(1, 4, dtype=torch.int64))
+
+
+def test_signatures_show_every_option() -> None:
+    for function in (lf.attention, lf.explain, lf.probabilities):
+        shown = inspect.signature(function).parameters
+        assert {"key_padding", "global_mask", "scale", "dropout_p", "backend"} <= shown.keys()
+        assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())

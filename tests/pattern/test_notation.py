@@ -125,3 +125,12 @@ def test_the_parser_is_loaded_by_the_first_string_only():
     code += "lf.parse('causal()'); print('lark' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.split() == ["False", "True"]
+
+
+def test_a_misspelt_term_suggests_the_right_one() -> None:
+    with pytest.raises(lf.PatternError, match=r"got 'windw'; did you mean window\?"):
+        lf.parse("windw(3, 3)")
+    with pytest.raises(lf.PatternError, match=r"got 'globl'; did you mean global\?"):
+        lf.parse("window(3, 3) | globl(0)")
+    with pytest.raises(lf.PatternError, match=r"got 'casual'; did you mean causal\?"):
+        lf.from_dict({"term": "casual"})
