@@ -44,8 +44,8 @@ class Sdpa(Backend):
         found = super().reasons(problem, machine)
         if problem.coverage is Coverage.PART:
             found.append(
-                "one window over all pairs, or over all past pairs and nothing else, wanted, call has a "
-                f"window of {problem.window} of {problem.keys} keys"
+                "sdpa needs a window that covers every key, or every past key and nothing else; this one "
+                f"shows {problem.window} of {problem.keys}"
             )
         if problem.coverage is Coverage.PAST:
             if problem.queries != problem.keys:

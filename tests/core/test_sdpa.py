@@ -50,10 +50,9 @@ def test_it_runs_what_leaves_no_pair_out() -> None:
     assert reasons(EVERYTHING | lf.Global(1), 9, 9, key_padding=padding) == reasons(PAST, 9, 9) == ""
     assert reasons(lf.Window(8, 0), 1, 9) == ""
     assert reasons(lf.Window(7, 0), 9, 9) == (
-        "one window over all pairs, or over all past pairs and nothing else, wanted, call has a window of 8 "
-        "of 9 keys"
+        "sdpa needs a window that covers every key, or every past key and nothing else; this one shows 8 of 9"
     )
-    assert "all past pairs and nothing else, wanted" in reasons(lf.Window(8, 0) | lf.Global(2), 9, 9)
-    assert "dilation is not supported; one window" in reasons(lf.Window(8, 8, dilation=2), 9, 9)
+    assert "every past key and nothing else; this one shows" in reasons(lf.Window(8, 0) | lf.Global(2), 9, 9)
+    assert "dilation is not supported; sdpa needs a window" in reasons(lf.Window(8, 8, dilation=2), 9, 9)
     assert reasons(PAST, 3, 9) == "as many queries as keys under causality wanted, call has 3"
     assert reasons(PAST, 9, 9, key_padding=padding) == "key padding under causality is not supported"
