@@ -32,11 +32,12 @@ NATIVE = Path(__file__).parent / "lf_backend" / "backends" / "native"
 LIBRARY = NATIVE / "lf_native.so"
 
 # Of the processor's family: name of each instruction set, and what the compiler must be told for it.
-X86 = {
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"],
-}
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
+X86 = {"avx2": AVX2, "avx512": AVX512, "amx": AMX}
 NEON: dict[str, list[str]] = {"neon": []}
+YOUNG = {"amx"}  # left out where the compiler does not know it
 UNITS = {"x86_64": X86, "amd64": X86, "aarch64": NEON, "arm64": NEON}
 
 # Products and sums are fused where the source has both, on all compilers alike; no other "fast math".
@@ -52,7 +53,8 @@ class NativeHook(Hook):  # type: ignore[type-arg]
         if self.target_name != "wheel":
             return
         try:
-            build(LIBRARY)
+            if version != "editable" or not is_new(LIBRARY):
+                build(LIBRARY)
         except BuildError as error:
             self.app.display_warning(f"the native backend is left out, the wheel is pure Python: {error}")
             return
@@ -63,6 +65,17 @@ class NativeHook(Hook):  # type: ignore[type-arg]
 
 class BuildError(Exception):
     """Why there is no library."""
+
+
+def is_new(target: Path) -> bool:
+    """Tell whether a library is younger than its sources, and nothing is asked for but the usual.
+
+    So a tree into which many environments install themselves is compiled once.
+    """
+    if not target.exists() or "CXX" in os.environ or "CXXFLAGS" in os.environ:
+        return False
+    sources = [Path(__file__), *(NATIVE / "src").iterdir()]
+    return all(source.stat().st_mtime < target.stat().st_mtime for source in sources)
 
 
 def build(target: Path) -> None:
@@ -108,20 +121,29 @@ def compilers() -> Iterator[list[str]]:
 def compile_with(compiler: list[str], units: dict[str, list[str]], target: Path) -> None:
     """Every source to an object, `unit.cpp` once for each instruction set, and all into one library."""
     command = [*compiler, *FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [
-            (NATIVE / "src" / "unit.cpp", f"{folder}/{name}.o", [f"-DLF_SET={name}", *flags])
-            for name, flags in units.items()
-        ]
-        for source in sorted((NATIVE / "src").glob("*.cpp")):
-            if source.name != "unit.cpp":
-                jobs.append((source, f"{folder}/{source.stem}_cpp.o", []))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(lambda job: run([*command, *job[2], "-c", str(job[0]), "-o", job[1]]), jobs):
-                pass
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def compiled(source: Path, name: str, *flags: str) -> str:
+            run([*command, *flags, "-c", str(source), "-o", f"{folder}/{name}.o"])
+            return f"{folder}/{name}.o"
+
+        def unit(name: str) -> str | None:
+            try:
+                return compiled(NATIVE / "src" / "unit.cpp", name, f"-DLF_SET={name}", *units[name])
+            except subprocess.CalledProcessError as error:
+                if name not in YOUNG:
+                    raise
+                said = (error.stderr or str(error)).strip().splitlines()
+                print(f"{name} is left out, {compiler[0]} fails: {said[0]}", file=sys.stderr)
+                return None
+
+        sets = dict(zip(units, pool.map(unit, units), strict=True))
+        found = [f"-DLF_{name.upper()}" for name, path in sets.items() if path]
+        others = [path for path in sorted((NATIVE / "src").glob("*.cpp")) if path.name != "unit.cpp"]
+        objects = list(pool.map(lambda path: compiled(path, f"{path.stem}_cpp", *found), others))
         linked = f"{folder}/{target.name}"
-        run([*command, "-shared", "-pthread", *(job[1] for job in jobs), "-o", linked])
-        beside = target.with_suffix(".new")  # a rename within one folder is atomic
+        run([*command, "-shared", "-pthread", *objects, *filter(None, sets.values()), "-o", linked])
+        beside = target.with_suffix(f".{os.getpid()}")  # a rename within one folder is atomic
         shutil.copy(linked, beside)
         beside.replace(target)
 

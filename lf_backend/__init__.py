@@ -14,7 +14,16 @@ from lf_backend.backend import Backend, Capabilities
 from lf_backend.dispatch.registry import backends, register
 from lf_backend.dispatch.select import select, use_backend
 from lf_backend.dispatch.selection import Selection
-from lf_backend.errors import ArgumentError, LFError, PatchError, PatternError, ShapeError, UnsupportedError
+from lf_backend.errors import (
+    ArgumentError,
+    DistributedError,
+    LFError,
+    PatchError,
+    PatternError,
+    ShapeError,
+    UnsupportedError,
+)
+from lf_backend.ops.documents import check_documents, document_ids
 from lf_backend.patching import Patch
 from lf_backend.pattern.named import term
 from lf_backend.pattern.notation import from_dict, from_json, parse, to_dict, to_json
@@ -31,6 +40,7 @@ __all__ = [
     "Backend",
     "Capabilities",
     "Causal",
+    "DistributedError",
     "Feature",
     "Global",
     "LFError",
@@ -48,7 +58,9 @@ __all__ = [
     "Window",
     "attention",
     "backends",
+    "check_documents",
     "conventions",
+    "document_ids",
     "draw",
     "explain",
     "from_dict",

@@ -1,4 +1,4 @@
-"""Who calls: whether Python may depend on the data of tensors, and whether an opaque operator will do.
+"""Tell who calls: may Python depend on the data of tensors, and will an opaque operator do.
 
 *Free to look* means that what Python reads off a tensor now is what it will be whenever the result is used.
 It is not where a tracer, an exporter or a compiler records what is done and runs it again on other data,
@@ -12,7 +12,7 @@ not: they need ordinary operators.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -60,7 +60,7 @@ def is_recorded() -> bool:
     """Return whether what Python does now is recorded, to be run again on other data."""
     if torch.compiler.is_compiling() or _is_tracing():
         return True
-    return any(torch._C._get_dispatch_mode(mode) is not None for mode in _RECORDING)
+    return bool(_C._len_torch_dispatch_stack()) and any(map(_C._get_dispatch_mode, _RECORDING))
 
 
 def is_traced() -> bool:
@@ -93,7 +93,7 @@ def wants_ordinary(tensors: Iterable[Tensor | None]) -> bool:
 
 @constant_in_graphs
 def _is_asked() -> bool:
-    """Where a compiler or exporter traces: `portable` is on now."""
+    """Return whether `portable` is on now, where a compiler or exporter traces."""
     return _asked.get()
 
 
@@ -110,7 +110,10 @@ def is_plain_eager(tensors: Iterable[Tensor | None]) -> bool:
         return False
     if _C._is_torch_function_mode_enabled() or _C._functorch.peek_interpreter_stack() is not None:
         return False
-    return all(x is None or type(x) in _PLAIN for x in tensors)
+    for x in tensors:  # noqa: SIM110 - by all() it takes longer, and every call asks
+        if x is not None and type(x) not in _PLAIN:
+            return False
+    return True
 
 
 def fixed_size(x: Tensor, dim: int) -> int:
@@ -119,12 +122,13 @@ def fixed_size(x: Tensor, dim: int) -> int:
         return x.shape[dim]
 
 
-@contextmanager
-def not_traced() -> Iterator[None]:
+def not_traced() -> AbstractContextManager[None]:
     """Hide what happens within the block from `torch.jit.trace`: looks at shapes that must not change."""
-    if torch.compiler.is_compiling() or not _is_tracing():
-        yield
-        return
+    return _tracing_paused() if is_traced() else nullcontext()
+
+
+@contextmanager
+def _tracing_paused() -> Iterator[None]:
     state = _C._get_tracing_state()
     _C._set_tracing_state(None)
     try:

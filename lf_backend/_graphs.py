@@ -16,3 +16,8 @@ def constant_in_graphs(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def settled(size: int) -> int:
+    """Return a size as a number where torch.compile traces with a symbol; another one is another graph."""
+    return int(f"{size}")  # text has no symbols

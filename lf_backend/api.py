@@ -1,7 +1,8 @@
-"""What users call: `attention`, `explain`, `probabilities` and `patch`."""
+"""The functions that users call: `attention`, `explain`, `probabilities` and `patch`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -15,8 +16,9 @@ from lf_backend.numerics import dropout
 from lf_backend.ops import around_backend, checks, op, ordinary
 from lf_backend.ops.arguments import Arguments
 from lf_backend.ops.options import DEFAULTS, Options, takes_options
-from lf_backend.ops.pattern_table import intern
+from lf_backend.ops.static_documents import lifted
 from lf_backend.patching.apply import patch as patch
+from lf_backend.pattern.interned import intern
 from lf_backend.pattern.terms import Pattern
 from lf_backend.problem import Machine
 
@@ -26,30 +28,46 @@ if TYPE_CHECKING:
 
 @overload
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, return_lse: Literal[False] = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    return_lse: Literal[False] = False,
     **options: Unpack[Options],
-) -> Tensor: ...  # fmt: skip
+) -> Tensor: ...
 
 
 @overload
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, return_lse: Literal[True],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    return_lse: Literal[True],
     **options: Unpack[Options],
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+) -> tuple[Tensor, Tensor]: ...
 
 
 @takes_options
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, return_lse: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    return_lse: bool = False,
     **options: Unpack[Options],
-) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor | tuple[Tensor, Tensor]:
     """Exact attention under a sparse pattern, differentiable, linear in length.
 
     Equal to dense attention under `pattern.mask(N, M)`: softmax in float32 (float64 for float64),
     output in the dtype of `q`. A row that sees no key gives output 0, lse -inf and zero gradients.
 
     Args:
-        q: [B, H, N, D], any strides. The queries are the last N of the M positions.
+        q: [B, H, N, D], any strides. The queries are the last N of the M positions. A DTensor that is
+            sharded along them runs over ranks, once `lf_backend.distributed` is imported.
         k: [B, Hkv, M, D] with H % Hkv == 0 and M >= N; heads of q share keys in groups.
         v: [B, Hkv, M, Dv]; Dv may differ from D where a backend says so.
         pattern: what sees what, as a pattern or its string.
@@ -58,6 +76,12 @@ def attention(
         global_mask: bool [B, M], True = global token, per example, besides those of the pattern: what
             `pattern | Global(the same positions)` means. A `Causal()` that is laid over the pattern cuts
             them as well; a window that ends at the query does not.
+        global_positions: int [B, G], the same as positions, once each, -1 = none. Its width says how many
+            there can be, so that nothing waits to count them: what CUDA graphs want. Either these or a mask.
+        documents: int [B, M], packed documents: neighbours with one id are one, and the answer is as if each
+            were a row of its own. Positions of the pattern count from its start: `Global(0)` is the first
+            token of every document, `Global(9)` the tenth of those that have one. Every other argument keeps
+            its meaning and its positions in the row, dropout's draws too. See `document_ids`.
         global_q: [B, H, N, D], and global_k, global_v like k and v: separate projections
             (Longformer, section 3.1). The rows of global tokens use them, over all keys, and nothing
             else does. All three or none.
@@ -82,27 +106,36 @@ def attention(
         PatternError: a pattern that does not fit the call.
         UnsupportedError: nobody, or not the backend asked for, can run it; holds every reason.
     """
-    arguments = _arguments(q, k, v, pattern, options)
-    if _callers.wants_ordinary(arguments.tensors()):
-        out, lse = ordinary.attention(arguments)
-    else:
-        out, lse = op.run(arguments)
+    if (taken := elsewhere.get(type(q))) is not None:
+        found: Tensor | tuple[Tensor, Tensor] = taken(q, k, v, pattern, return_lse=return_lse, **options)
+        return found
+    arguments = checked_arguments(q, k, v, pattern, options)
+    out, lse = computed(arguments)
     return (out, lse) if return_lse else out
+
+
+# What takes calls with a query of a tensor's subclass: `lf_backend.distributed` those of DTensors.
+elsewhere: dict[type, Callable[..., Any]] = {}
 
 
 @takes_options
 def explain(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, *, machine: Machine | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern | str,
+    *,
+    machine: Machine | None = None,
     **options: Unpack[Options],
-) -> Selection:  # fmt: skip
-    """Which backend would run this call of `attention`, and why not the others.
+) -> Selection:
+    """Say which backend would run this call of `attention`, and why not the others.
 
     Takes `attention`'s arguments; computes nothing, so tensors on the "meta" device will do.
 
     Args:
         machine: the machine to ask about, by default the one that holds `q`.
     """
-    return _arguments(q, k, v, pattern, options).selection(machine)
+    return lifted(checked_arguments(q, k, v, pattern, options)).selection(machine)
 
 
 @takes_options
@@ -122,51 +155,63 @@ def probabilities(
                 "are shown before dropout, computed densely"
             )
     with torch.no_grad():
-        arguments = _arguments(q, k, v, pattern, {**options, "backend": Reference.name})
+        arguments = checked_arguments(q, k, v, pattern, {**options, "backend": Reference.name})
         return around_backend.probabilities(arguments, weights)
 
 
-def _arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options: Options) -> Arguments:
+def computed(arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """Return out and lse of a checked call, by ordinary operators where the caller wants these."""
+    if _callers.wants_ordinary(arguments.tensors()):
+        return ordinary.attention(arguments)
+    return op.run(arguments)
+
+
+def checked_arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options: Options) -> Arguments:
     """Return the operator's arguments, cast for autocast and checked."""
     text, pattern = pattern, checks.check_pattern(pattern)
-    checks.check_tensors(q=q, k=k, v=v)
     given: dict[str, Any] = {**DEFAULTS, **options}
-    q, k, v, *own = _autocast(q, k, v, *(given[name] for name in _PROJECTIONS))
-    given.update(zip(_PROJECTIONS, own, strict=True))
-    floats = (q, k, v, *own, given["sinks"], given["band_bias"])
-    scale, softcap, dropout_p = (
-        checks.check_number(name, given.pop(name)) for name in ("scale", "softcap", "dropout_p")
-    )
-    backend = given.pop("backend")
-    seed = dropout.draw_seed(q) if dropout_p else None
+    floats = {name: given[name] for name in _DIFFERENTIABLE if given[name] is not None}
+    checks.check_tensors(q=q, k=k, v=v, **floats)
+    if _is_autocast(q.device.type):
+        q, k, v = _autocast(q), _autocast(k), _autocast(v)
+        given.update((name, _autocast(given[name])) for name in _PROJECTIONS)
+    for name in _NUMBERS:
+        given[name] = checks.check_number(name, given[name])
+    given["dropout_p"] = given["dropout_p"] or 0.0
+    given["backend"] = given["backend"] or ""
+    seed = dropout.draw_seed(q) if given["dropout_p"] else None
+    named = text if isinstance(text, str) else intern(pattern)
     with _callers.not_traced():
+        if given["scale"] is None:
+            given["scale"] = checks.default_scale(q)
         arguments = Arguments(
             q=q,
             k=k,
             v=v,
             **given,
             seed=seed,
-            pattern=text if isinstance(text, str) else intern(pattern),
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            softcap=softcap,
-            dropout_p=dropout_p or 0.0,
-            differentiable=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in floats),
-            backend=backend or "",
+            pattern=named,
+            differentiable=torch.is_grad_enabled() and _needs_grad(q, k, v, *floats.values()),
         )
         checks.check(arguments, pattern)
     return arguments
 
 
+def _needs_grad(*tensors: Tensor) -> bool:
+    return any(x.requires_grad for x in tensors)
+
+
 _PROJECTIONS = ("global_q", "global_k", "global_v")
+_DIFFERENTIABLE = (*_PROJECTIONS, "sinks", "band_bias")
+_NUMBERS = ("scale", "softcap", "dropout_p")
 
 
-def _autocast(*tensors: Any) -> tuple[Any, ...]:
-    """The tensors in autocast's dtype where autocast is on; float64 stays, as in PyTorch."""
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
-        for x in tensors
-    )
+def _is_autocast(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def _autocast(x: Any) -> Any:
+    """A tensor in autocast's dtype; float64 stays, as in PyTorch."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))

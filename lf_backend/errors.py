@@ -32,6 +32,10 @@ class BuildError(LFError, RuntimeError):
     """Raised by a backend whose kernels cannot be built for a call: another backend is asked then."""
 
 
+class DistributedError(LFError, RuntimeError):
+    """No process group to compute with, or ranks that disagree about a call."""
+
+
 class UnsupportedError(LFError, NotImplementedError):
     """No backend, or not the one asked for, can run the call.
 

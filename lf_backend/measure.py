@@ -8,8 +8,10 @@ allocator's own record, so it is exact and the same in every run.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch.autograd.profiler import profile
@@ -18,15 +20,21 @@ from torch.utils.benchmark import timer  # waits for the accelerator, then reads
 from lf_backend.errors import LFError
 
 Function = Callable[[], object]
+QUIET = 0.9  # of a processor, which a thread gets where nothing else wants it
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median and the 20th and 80th percentile over all repeats."""
+    """Seconds of one call: the median and the 20th and 80th percentile over all repeats.
+
+    Attributes:
+        drift: share by which the medians of the first and the second half of the repeats differ.
+    """
 
     median: float
     p20: float
     p80: float
+    drift: float
 
 
 def interleaved(functions: Mapping[str, Function], repeats: int = 10, warmup: int = 2) -> dict[str, Timing]:
@@ -53,8 +61,27 @@ def interleaved(functions: Mapping[str, Function], repeats: int = 10, warmup: in
 
 
 def _timing(seconds: list[float]) -> Timing:
-    quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
-    return Timing(*torch.tensor(seconds, dtype=torch.float64).quantile(quantiles).tolist())
+    half = len(seconds) // 2
+    first, second = (median(part) for part in (seconds[:half] or seconds, seconds[half:]))
+    quantiles = torch.tensor([0.2, 0.8], dtype=torch.float64)
+    low, high = torch.tensor(seconds, dtype=torch.float64).quantile(quantiles).tolist()
+    return Timing(median(seconds), low, high, abs(first - second) / max(min(first, second), 1e-9))
+
+
+def machine_load(seconds: float = 0.2) -> str:
+    """Say in words how busy the machine is: the share of a processor that this thread gets, and the load.
+
+    Args:
+        seconds: how long to look, computing all the time.
+    """
+    start, own = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - start < seconds:
+        pass
+    share = (time.thread_time() - own) / (time.perf_counter() - start)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = f"load {os.getloadavg()[0]:.1f} on " if hasattr(os, "getloadavg") else ""
+    word = "quiet" if share > QUIET else "busy"
+    return f"{word}: {load}{usable} processors, of which a thread gets {share:.0%} of one"
 
 
 def peak_bytes(function: Function, device: torch.device | str = "cpu") -> int:

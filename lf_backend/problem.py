@@ -35,12 +35,13 @@ class Feature(enum.Enum):
     DROPOUT = "dropout"
     BACKWARD = "backward"
     VALUE_WIDTH = "values of another width than keys"
+    DOCUMENTS = "packed documents"
 
     __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python, at every call
 
 
 class Coverage(enum.Enum):
-    """Which pairs are visible for sure, padding apart. The value is the word used in tables."""
+    """Pairs that are visible for sure, padding apart. The value is the word used in tables."""
 
     ALL = "all pairs"
     PAST = "all past pairs"
@@ -109,7 +110,7 @@ class Machine:
         return f"{self.device}{f' ({self.name})' if self.name else ''}{capability}"
 
 
-OPTIONAL_PACKAGES = ("triton", "xformers", "transformers", "fairseq-fixed")
+OPTIONAL_PACKAGES = ("triton", "xformers", "flash-attn-4", "transformers", "fairseq-fixed")
 
 
 @lru_cache(maxsize=64)

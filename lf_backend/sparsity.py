@@ -12,15 +12,13 @@ time linear in the pairs of the blocks it touches. All are settled at the ends o
 from __future__ import annotations
 
 import random as random_numbers
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from lf_backend._integers import integer
 from lf_backend.errors import PatternError
 from lf_backend.pattern.named import term
+from lf_backend.pattern.packed import SameDocument
 from lf_backend.pattern.predicate import Predicate
 from lf_backend.pattern.terms import Causal, Global, Pattern, Window
 
@@ -116,6 +114,8 @@ def big_bird(
 def documents(boundaries: Sequence[int]) -> Pattern:
     """Packed sequences: a position sees its own document, whole; `& lf.Causal()` for a decoder.
 
+    Boundaries that change from batch to batch are better given to `lf.attention` as `documents`.
+
     Args:
         boundaries: where documents begin, 0 first, and the end: the `cu_seqlens` of flash-attn, as a list
             or a tensor. What lies beyond the end is one more document.
@@ -123,25 +123,7 @@ def documents(boundaries: Sequence[int]) -> Pattern:
     edges = [integer("boundaries", edge, 0) for edge in boundaries]
     if edges[:1] != [0] or sorted(edges) != edges:
         raise PatternError(f"boundaries: ascending ints from 0 wanted, got {edges}")
-
-    def same(head: Any, query: Any, key: Any, table: Any) -> Any:
-        return _number_of(query, table) == _number_of(key, table)
-
-    def bounds(head: int, first: int, last: int, m: int) -> list[tuple[int, int, bool]]:
-        low, high = bisect_right(edges, first), bisect_right(edges, last)
-        return [(edges[low - 1], edges[high] if high < len(edges) else m, low == high)]
-
-    return Predicate(same, bounds, (tuple(edges),))
-
-
-def _number_of(position: Any, edges: Any) -> Any:
-    """How many of the sorted edges are at or before a position: torch.bucketize, for compilers as well."""
-    found = position * 0
-    for bit in reversed(range(len(edges).bit_length())):
-        probe = found + (1 << bit)
-        passed = (probe <= len(edges)) & (edges[(probe - 1).clamp(max=len(edges) - 1)] <= position)
-        found = torch.where(passed, probe, found)
-    return found
+    return SameDocument(tuple(edges))
 
 
 @term

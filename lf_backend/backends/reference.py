@@ -18,7 +18,6 @@ class Reference(Backend):
     """See the module."""
 
     name = "reference"
-    priority = 0
     capabilities = Capabilities(features=frozenset(Feature))
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
@@ -69,12 +68,18 @@ def _area(call: Call, batch: int) -> dense.Rectangle:
 def _visible(call: Call, batch: int, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
     """Bool [H, N, M]: bands, predicates and columns, without padded keys."""
     seen = torch.zeros(len(head), len(query), len(key), dtype=torch.bool, device=key.device)
+    documents = call.documents
     for form in call.lowered.forms:
-        seen |= form.sees(head, query, key)
+        if documents is None:
+            seen |= form.sees(head, query, key)
+        else:
+            seen |= form.sees(head, documents.inside(batch, query), documents.inside(batch, key))
     if call.columns is not None:
         is_global = torch.zeros_like(key, dtype=torch.bool)
         is_global.scatter_(0, call.columns.positions[batch], call.columns.valid[batch])
         seen |= is_global & (key <= query) if call.columns.causal else is_global
+    if documents is not None:
+        seen &= documents.together(batch, query, key)
     if call.key_padding is not None:
         seen &= ~call.key_padding[batch]
     return seen

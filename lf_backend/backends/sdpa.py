@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lf_backend.backend import Backend, Call, Capabilities, Gradients
 from lf_backend.numerics import dense
+from lf_backend.numerics.positive_scale import positive_scale
 from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
@@ -25,7 +26,6 @@ class Sdpa(Backend):
     """See the module."""
 
     name = "sdpa"
-    priority = 40
     capabilities = Capabilities(
         features=frozenset(
             {
@@ -55,7 +55,7 @@ class Sdpa(Backend):
         return found
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
-        q, scale, _ = _scaled(call)
+        q, scale, _ = positive_scale(call.q, call.scale)
         out, lse = _flash(q, *_grouped(call), 0.0, _is_causal(call), attn_mask=_mask(call), scale=scale)
         lse = lse.masked_fill(_sees_nothing(call), -torch.inf)
         return out.contiguous(), lse
@@ -65,7 +65,7 @@ class Sdpa(Backend):
     ) -> Gradients:
         if out is None:  # the kernel forms delta itself, from an output that does not exist here
             return _dense_backward(call, grad_out, delta, lse)
-        q, scale, sign = _scaled(call)
+        q, scale, sign = positive_scale(call.q, call.scale)
         grad_q, grad_k, grad_v = _flash_backward(
             grad_out, q, *_grouped(call), out, lse, 0.0, _is_causal(call), attn_mask=_mask(call), scale=scale
         )
@@ -76,14 +76,6 @@ class Sdpa(Backend):
 def _is_causal(call: Call) -> bool:
     """Return whether only the past is visible; `Sdpa.reasons` admits nothing else but every pair."""
     return not call.lowered.covers(call.q.shape[2], call.k.shape[2])[1]
-
-
-def _scaled(call: Call) -> tuple[Tensor, float, int]:
-    """q, the scale, and the factor that q has: the kernel scales what it has masked with -inf before."""
-    if call.scale > 0:
-        return call.q, call.scale, 1
-    sign = -1 if call.scale else 0
-    return sign * call.q, abs(call.scale) or 1.0, sign
 
 
 def _grouped(call: Call) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """xformers' memory-efficient attention: a window by its local bias, dilated by strided views.
 
     band            one call per run of heads of one dilation and residue class, which is a plain window
+    documents       all in that call where xformers has a bias for it, causal windows over as many queries as
+                    keys; otherwise a call for each. The host waits for their lengths
     padded keys     one more dimension of q and k, whose product buries the score of a padded key
     global columns  few keys: plain products, joined by the log-sum-exp
     any delta       three more dimensions of output and its gradient, whose product is delta, as xformers'
@@ -21,31 +23,28 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lf_backend.backend import Backend, Call, Capabilities, Gradients
+from lf_backend.backend import Backend, Call, Capabilities, Documents, Gradients
 from lf_backend.errors import BuildError
-from lf_backend.numerics import dense
+from lf_backend.numerics.global_columns import add_gradients, join_columns
 from lf_backend.numerics.head_runs import head_runs
-from lf_backend.numerics.join import join
 from lf_backend.pattern.bands import Band
-from lf_backend.pattern.interchange import xformers_bias
+from lf_backend.pattern.interchange import has_block_bias, xformers_bias, xformers_block_bias
 from lf_backend.problem import Feature, Machine, Problem
 
 EXTRA = 8  # dimensions
 BURIED = {torch.float16: 2.0**15, torch.bfloat16: 2.0**60}  # its square hides any other product
 NOBODY = 1e30  # log-sum-exp of a row without effect, finite for the kernels' sake
-COLUMN_ROWS = 4096
 
 
 class Xformers(Backend):
     """See the module."""
 
     name = "xformers"
-    priority = 10
     capabilities = Capabilities(
         features=frozenset(Feature)
         - {
@@ -61,6 +60,7 @@ class Xformers(Backend):
         devices=frozenset({"cuda"}),
         max_head_dim=256 - EXTRA,
         packages=("xformers",),
+        deterministic=False,
     )
 
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:
@@ -83,11 +83,10 @@ class Xformers(Backend):
         lse = out.new_full(call.q.shape[:3], -torch.inf)
         for strip in _strips(call):
             values, own = self.attend(*strip.inputs(call.key_padding is not None), strip.bias, strip.scale)
+            own = strip.unpacked(own, 2)
             strip.of_queries(out).copy_(strip.without_extra(values))
             strip.of_queries(lse).copy_(own.masked_fill(own < strip.buried / 2, -torch.inf))
-        for area in _columns(call):
-            more, more_lse = dense.forward(area.rectangle)
-            join(area.of_queries(out), area.of_queries(lse), more, more_lse)
+        join_columns(call, out, lse)
         return out.masked_fill_(lse[..., None] == -torch.inf, 0).to(call.q.dtype), lse
 
     def backward(
@@ -98,20 +97,13 @@ class Xformers(Backend):
         )
         for strip in _strips(call):
             upstream, out = strip.with_delta(grad_out, delta)
-            own = strip.of_queries(lse).clamp(max=NOBODY).contiguous()
-            found = self.differentiate(
-                upstream, out, own, *strip.inputs(extra=True), strip.bias, strip.scale
-            )  # fmt: skip
+            own = strip.packed(strip.of_queries(lse).clamp(max=NOBODY), 2).contiguous()
+            found = self.differentiate(upstream, out, own, *strip.inputs(extra=True), strip.bias, strip.scale)
             dq, dk, dv = map(strip.without_extra, found)
             strip.of_queries(grad_q).copy_(dq if call.scale else torch.zeros_like(dq))
             for grad, more in ((grad_k, dk), (grad_v, dv)):
                 strip.of_keys(grad).add_(strip.grouped(more))
-        for area in _columns(call):
-            rows = (area.of_queries(x) for x in (grad_out, delta, lse))
-            part = dense.backward(area.rectangle, *rows)
-            area.of_queries(grad_q).add_(part.q)
-            grad_k[area.batch].index_add_(1, area.positions, part.k)
-            grad_v[area.batch].index_add_(1, area.positions, part.v)
+        add_gradients(call, grad_out, delta, lse, (grad_q, grad_k, grad_v))
         dtype = call.q.dtype
         return Gradients(grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype), None)
 
@@ -119,9 +111,7 @@ class Xformers(Backend):
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Any, scale: float) -> tuple[Tensor, Tensor]:
         """xformers' forward: out [B, n, H, D] and lse [B, H, n] of q [B, n, H, D], k and v [B, m, H, D]."""
         try:
-            out, lse = _fmha().memory_efficient_attention_forward_requires_grad(
-                q, k, v, bias, scale=scale
-            )  # fmt: skip
+            out, lse = _fmha().memory_efficient_attention_forward_requires_grad(q, k, v, bias, scale=scale)
         except NotImplementedError as error:
             raise BuildError(f"xformers: {error}") from error
         return out, lse[..., : q.shape[1]]
@@ -144,17 +134,38 @@ def _fmha() -> ModuleType:
     return importlib.import_module("xformers.ops.fmha")
 
 
+class _Run(NamedTuple):
+    """The positions first, ..., end - 1 of some examples."""
+
+    examples: slice
+    first: int
+    end: int
+
+    def indices(self, residue: int, step: int, offset: int = 0) -> slice:
+        """Indices of the positions residue, residue + step, ..., where index 0 is position `offset`."""
+        first = max(self.first, offset)
+        return slice(first + (residue - first) % step - offset, max(self.end - offset, 0), step)
+
+
 @dataclass(frozen=True, eq=False)
 class _Strip:
-    """One residue class of some heads of one dilation, all examples."""
+    """One residue class of some heads of one dilation: of all examples, or of one document.
+
+    Attributes:
+        counts: the lengths of the documents in the residue class, one after another, if one call holds all.
+    """
 
     call: Call
     band: Band
     heads: slice
     residue: int
+    run: _Run
+    counts: tuple[int, ...] = ()
 
     @property
     def bias(self) -> Any:
+        if self.counts:
+            return xformers_block_bias(self.band.left, self.band.right, self.counts, self.call.q.device)
         return xformers_bias(self.band.left, self.band.right)
 
     @property
@@ -168,19 +179,37 @@ class _Strip:
         return -(BURIED[self.call.q.dtype] ** 2) * abs(self.scale)
 
     @property
-    def start(self) -> int:
-        """Index of the first query."""
-        return (self.residue - self.call.offset) % self.band.dilations[0]
+    def queries(self) -> slice:
+        """Indices of the queries."""
+        return self.run.indices(self.residue, self.band.dilations[0], self.call.offset)
+
+    @property
+    def keys(self) -> slice:
+        """Positions of the keys."""
+        return self.run.indices(self.residue, self.band.dilations[0])
 
     def of_queries(self, x: Tensor) -> Tensor:
         """The strip's view [B, h, n, ...] of x [B, H, N, ...]."""
-        return x[:, self.heads, self.start :: self.band.dilations[0]]
+        return x[self.run.examples, self.heads, self.queries]
 
     def of_keys(self, x: Tensor) -> Tensor:
         """The strip's view [B, hkv, m, ...] of x [B, Hkv, M, ...]."""
         group = self._group
         kv_heads = slice(self.heads.start // group, (self.heads.stop - 1) // group + 1)
-        return x[:, kv_heads, self.residue :: self.band.dilations[0]]
+        return x[self.run.examples, kv_heads, self.keys]
+
+    def packed(self, x: Tensor, at: int) -> Tensor:
+        """Join the examples of x along dimension `at`, if one call holds all: [1, ..., B * n, ...]."""
+        if not self.counts:
+            return x
+        return x.movedim(0, at - 1).flatten(at - 1, at)[None]
+
+    def unpacked(self, x: Tensor, at: int) -> Tensor:
+        """Undo `packed`."""
+        if not self.counts:
+            return x
+        apart = torch.unflatten(x[0], at - 1, (self.call.q.shape[0], -1))
+        return apart.movedim(at - 1, 0)
 
     def inputs(self, extra: bool) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, n, h, D] as xformers takes them, with or without extra dimensions."""
@@ -191,7 +220,7 @@ class _Strip:
             q, k, v = (torch.nn.functional.pad(x, (0, EXTRA)) for x in (q, k, v))
             if self.call.key_padding is not None:
                 height = BURIED[q.dtype]
-                padded = self.call.key_padding[:, None, self.residue :: self.band.dilations[0]]
+                padded = self.call.key_padding[self.run.examples, None, self.keys]
                 q[..., -1] = height
                 k[..., -1] = padded * (-height if self.scale > 0 else height)
         return self._laid_out(q), self._laid_out(self._copied(k)), self._laid_out(self._copied(v))
@@ -209,7 +238,7 @@ class _Strip:
 
     def without_extra(self, x: Tensor) -> Tensor:
         """[B, h, n, D] of what xformers gives."""
-        return x[..., : self.call.q.shape[-1]].transpose(1, 2)
+        return self.unpacked(x, 1)[..., : self.call.q.shape[-1]].transpose(1, 2)
 
     def grouped(self, grad: Tensor) -> Tensor:
         """Gradients [B, h, m, D] of copies, summed over heads that share keys."""
@@ -227,47 +256,37 @@ class _Strip:
 
     def _laid_out(self, x: Tensor) -> Tensor:
         """[B, n, h, D], the last dimension in one piece."""
-        x = x.transpose(1, 2)
+        x = self.packed(x.transpose(1, 2), 1)
         return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _strips(call: Call) -> Iterator[_Strip]:
     """Runs of heads of one dilation, whole groups of those that share keys or parts of one."""
+    whole = [_Run(slice(None), 0, call.k.shape[2])]
+    runs = whole if call.documents is None else _runs(call.documents)
     for band in call.lowered.bands:
         for heads, _ in head_runs(call.q.shape[1], call.k.shape[1], band.alike):
             own = band.at(heads.start)
+            joined = call.documents is not None and call.offset == 0 and has_block_bias(own.left, own.right)
             for residue in range(min(own.dilations[0], call.k.shape[2])):
-                strip = _Strip(call, own, heads, residue)
-                if strip.start < call.q.shape[2]:
-                    yield strip
+                counts = _counts(runs, residue, own.dilations[0]) if joined else ()
+                for run in whole if joined else runs:
+                    strip = _Strip(call, own, heads, residue, run, counts)
+                    if range(call.q.shape[2])[strip.queries]:
+                        yield strip
 
 
-@dataclass(frozen=True, eq=False)
-class _Area:
-    """Some rows of one example and its global columns."""
-
-    batch: int
-    rows: slice
-    positions: Tensor
-    rectangle: dense.Rectangle
-
-    def of_queries(self, x: Tensor) -> Tensor:
-        return x[self.batch, :, self.rows]
+def _counts(runs: list[_Run], residue: int, step: int) -> tuple[int, ...]:
+    """Lengths of documents in a residue class, without those that have no position in it."""
+    classes = (run.indices(residue, step) for run in runs)
+    return tuple(filter(None, (len(range(x.start, x.stop, x.step)) for x in classes)))
 
 
-def _columns(call: Call) -> Iterator[_Area]:
-    """Columns without what the band shows, a few thousand rows at a time."""
-    if call.columns is None:
-        return
-    queries, device = call.q.shape[2], call.q.device
-    head = torch.arange(call.q.shape[1], device=device)[:, None, None]
-    for batch, (at, valid) in enumerate(zip(call.columns.positions, call.columns.valid, strict=True)):
-        k, v = call.k[batch][:, at], call.v[batch][:, at]
-        for start in range(0, queries, COLUMN_ROWS):
-            rows = slice(start, min(start + COLUMN_ROWS, queries))
-            query = torch.arange(rows.start, rows.stop, device=device)[:, None] + call.offset
-            seen = valid & (at <= query) if call.columns.causal else valid.expand(len(query), -1)
-            for band in call.lowered.bands:
-                seen = seen & ~band.sees(head, query, at)
-            area = dense.Rectangle(call.q[batch, :, rows], k, v, seen, None, None, call.scale, None)
-            yield _Area(batch, rows, at, area)
+def _runs(documents: Documents) -> list[_Run]:
+    """Return every document: a look by the host."""
+    examples = zip(documents.start.tolist(), documents.end.tolist(), strict=True)
+    return [
+        _Run(slice(example, example + 1), first, end)
+        for example, ends in enumerate(examples)
+        for first, end in sorted(set(zip(*ends, strict=True)))
+    ]

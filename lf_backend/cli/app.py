@@ -79,11 +79,18 @@ def explain(
         list[str] | None, typer.Option(help="What is installed there, NAME=VERSION; may be repeated.")
     ] = None,
 ) -> None:
-    """Which backend would run a call, and why not the others. Computes nothing."""
-    call = hypothetical_call.Call(
-        arguments.pattern(pattern), length, keys or length, batch, heads, kv_heads or heads, head_dim, dtype,
+    """Say which backend would run a call, and why not the others. Computes nothing."""
+    call = hypothetical_call.HypotheticalCall(
+        arguments.pattern(pattern),
+        length,
+        keys or length,
+        batch,
+        heads,
+        kv_heads or heads,
+        head_dim,
+        dtype,
         frozenset(needs or ()),
-    )  # fmt: skip
+    )
     typer.echo(str(hypothetical_call.ask(call, hypothetical_call.machine(machine, package or []))))
 
 
@@ -119,14 +126,17 @@ def demo(
         list[Path] | None,
         typer.Argument(
             help="Text to read, UTF-8; by default the language reference that comes with Python.",
-            exists=True, dir_okay=False, readable=True,
+            exists=True,
+            dir_okay=False,
+            readable=True,
         ),
     ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
             help="A Longformer or LED checkpoint with its tokenizer; by default seeded weights.",
-            exists=True, file_okay=False,
+            exists=True,
+            file_okay=False,
         ),
     ] = None,
     max_length: Annotated[int, typer.Option(help="The longest input, in tokens.", min=2)] = 4096,
@@ -135,10 +145,16 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
     device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu",
     plot: Annotated[Path | None, typer.Option(help="Where to save the plot. [default: lf-demo.png]")] = None,
-) -> None:  # fmt: skip
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; what people read goes to stderr.")
+    ] = False,
+) -> None:
     """A Longformer of Hugging Face reads a long text, as it is and through this library."""
     from lf_backend.cli.demo import run  # loads what measures
 
     request = run.Request(tuple(files or ()), model, max_length, window, layers, seed, device, plot)
-    if not run.run(request, Console()):
+    found = run.run(request, Console(stderr=as_json))
+    if as_json:
+        typer.echo(found.as_json())
+    if not found.agree:
         raise typer.Exit(DISAGREEMENT)

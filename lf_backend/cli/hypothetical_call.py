@@ -40,7 +40,7 @@ class Need(str, enum.Enum):
 
 
 @dataclass(frozen=True)
-class Call:
+class HypotheticalCall:
     """A call of `lf_backend.attention` by its shapes alone."""
 
     pattern: Pattern
@@ -54,7 +54,7 @@ class Call:
     needs: frozenset[Need] = frozenset()
 
 
-def ask(call: Call, machine: Machine) -> Selection:
+def ask(call: HypotheticalCall, machine: Machine) -> Selection:
     """Return which backend would run the call on the machine.
 
     Raises:
@@ -70,7 +70,7 @@ def ask(call: Call, machine: Machine) -> Selection:
     return explain(q, k, k, call.pattern, machine=machine, **_extras(call, q, k))
 
 
-def _extras(call: Call, q: torch.Tensor, k: torch.Tensor) -> dict[str, Any]:
+def _extras(call: HypotheticalCall, q: torch.Tensor, k: torch.Tensor) -> dict[str, Any]:
     """The arguments of `explain` that stand for the needs."""
     mask = torch.empty(call.batch, call.keys, dtype=torch.bool, device="meta")
     bands = call.pattern.lowered.bands

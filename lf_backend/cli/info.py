@@ -12,7 +12,7 @@ from rich.table import Table
 
 import lf_backend
 from lf_backend.backend import FLOATS, Backend
-from lf_backend.dispatch.registry import Broken, backends, working
+from lf_backend.dispatch.registry import Broken, backends, priority, working
 from lf_backend.patching.apply import adapters
 from lf_backend.problem import OPTIONAL_PACKAGES, Feature, Machine
 
@@ -60,16 +60,26 @@ def _version(package: str) -> str:
 
 
 def _backends(entries: dict[str, Backend]) -> Table:
-    """One column per backend in the order of preference, one row per capability."""
-    table = Table(title="backends, the preferred first")
-    table.add_column("")
-    for name in entries:
-        table.add_column(name, justify="center")
-    able = [backend.capabilities for backend in entries.values()]
-    table.add_row("devices", *(", ".join(sorted(c.devices)) if c.devices else "any" for c in able))
-    table.add_row("dtypes", *("all" if c.dtypes == FLOATS else ", ".join(sorted(c.dtypes)) for c in able))
-    table.add_row("largest head_dim", *(str(c.max_head_dim or "any") for c in able))
-    table.add_row("packages", *(", ".join(c.packages) or "-" for c in able), end_section=True)
-    for feature in Feature:
-        table.add_row(feature.value, *("yes" if feature in c.features else "-" for c in able))
+    """Backends in the order of preference: where they run, and what."""
+    table = Table(show_header=False, title="backends, the preferred first")
+    table.add_column(min_width=max(map(len, entries)))
+    table.add_column()
+    for name, backend in entries.items():
+        able = backend.capabilities
+        where = (
+            ", ".join(sorted(able.devices)) if able.devices else "any device",
+            "any dtype" if able.dtypes == FLOATS else ", ".join(sorted(able.dtypes)),
+            f"head_dim to {able.max_head_dim}" if able.max_head_dim else "any head_dim",
+            f"with {', '.join(able.packages)}" if able.packages else "",
+            f"priority {priority(backend)}",
+        )
+        table.add_row(name, "; ".join(filter(None, where)) + "\n" + _runs(able.features), end_section=True)
     return table
+
+
+def _runs(features: frozenset[Feature]) -> str:
+    """Features, or those that are missing if these are fewer."""
+    missing = [feature.value for feature in Feature if feature not in features]
+    if 2 * len(missing) <= len(Feature):
+        return f"all but {', '.join(missing)}" if missing else "everything"
+    return ", ".join(feature.value for feature in Feature if feature in features)

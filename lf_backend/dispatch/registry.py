@@ -22,6 +22,7 @@ from importlib import metadata
 from typing import Any, TypeGuard, get_origin
 
 from lf_backend.backend import Backend, Capabilities
+from lf_backend.dispatch.priorities import PLACES
 from lf_backend.errors import LFError
 
 ENTRY_POINTS = "lf_backend.backends"
@@ -39,7 +40,7 @@ Entry = Backend | Broken
 
 
 class _Loading(threading.local):
-    """What this thread has found so far while it discovers, None otherwise."""
+    """Return the backends that this thread has found so far while it discovers, None otherwise."""
 
     found: dict[str, Entry] | None = None
 
@@ -99,8 +100,14 @@ def version() -> int:
     return _version
 
 
+def priority(backend: Backend | type[Backend]) -> Any:
+    """The priority of a backend until it is measured: the table's, or what its class says."""
+    place = PLACES.get(backend.name)
+    return getattr(backend, "priority", None) if place is None else place.priority
+
+
 def _rank(entry: Entry) -> tuple[int, int, str]:
-    return (0, -entry.priority, entry.name) if isinstance(entry, Backend) else (1, 0, entry.name)
+    return (0, -priority(entry), entry.name) if isinstance(entry, Backend) else (1, 0, entry.name)
 
 
 def _is_backend(value: Any) -> TypeGuard[type[Backend]]:
@@ -113,9 +120,11 @@ def _check(backend: type[Backend]) -> None:
         raise LFError(f"a subclass of lf_backend.Backend wanted, got {backend!r}")
     if inspect.isabstract(backend):
         raise LFError(f"{backend.__qualname__} lacks {sorted(backend.__abstractmethods__)}")
-    for attribute, kind in (("name", str), ("priority", int), ("capabilities", Capabilities)):
+    for attribute, kind in (("name", str), ("capabilities", Capabilities)):
         if not isinstance(getattr(backend, attribute, None), kind):
             raise LFError(f"{backend.__qualname__}.{attribute}: {kind.__name__} wanted")
+    if not isinstance(priority(backend), int):
+        raise LFError(f"{backend.__qualname__}.priority: int wanted")
 
 
 def _check_free(backend: type[Backend], entries: dict[str, Entry]) -> None:
@@ -143,10 +152,10 @@ def _discover() -> None:
     try:
         for name, load in _found():
             try:
-                backend = load()
-                _check(backend)
-                _check_free(backend, {**_backends, **found})
-                found[backend.name] = backend()
+                for backend in load():
+                    _check(backend)
+                    _check_free(backend, {**_backends, **found})
+                    found[backend.name] = backend()
             except Exception as error:  # whatever a plug-in does wrong is its verdict, not our crash
                 found[name] = Broken(name, f"{type(error).__name__}: {error}")
     finally:
@@ -158,20 +167,24 @@ def _discover() -> None:
             _bump()
 
 
-def _found() -> Iterator[tuple[str, Callable[[], type[Backend]]]]:
+def _found() -> Iterator[tuple[str, Callable[[], list[type[Backend]]]]]:
     package = importlib.import_module("lf_backend.backends")
     for module in pkgutil.iter_modules(package.__path__):
         yield module.name, partial(_built_in, f"{package.__name__}.{module.name}")
     for point in metadata.entry_points(group=ENTRY_POINTS):
-        yield point.name, point.load
+        yield point.name, partial(_loaded, point)
 
 
-def _built_in(name: str) -> type[Backend]:
+def _built_in(name: str) -> list[type[Backend]]:
     found = [
         value
         for value in vars(importlib.import_module(name)).values()
         if _is_backend(value) and value.__module__.startswith(name)
     ]
-    if len(found) != 1:
-        raise LFError(f"one Backend subclass wanted in {name}, got {found}")
-    return found[0]
+    if not found:
+        raise LFError(f"a Backend subclass wanted in {name}, got none")
+    return found
+
+
+def _loaded(point: metadata.EntryPoint) -> list[type[Backend]]:
+    return [point.load()]

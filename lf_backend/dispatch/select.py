@@ -1,4 +1,4 @@
-"""Which backend runs a problem on a machine, and why not the others. Pure and cached.
+"""The choice of the backend that runs a problem on a machine, with reasons. Pure and cached.
 
 A backend asked for by name is never substituted: it runs, or the call fails with all its reasons.
 """
@@ -30,7 +30,12 @@ def select(problem: Problem, machine: Machine, asked: str | None = None) -> Sele
         LFError: `asked` is no backend's name.
     """
     # What a decision depends on and may change is part of its key: no thread keeps an old one for a new.
-    return _select(problem, machine, asked or None, registry.version(), len(_ruled_out))
+    return _select(problem, machine, asked or None, *decisive())
+
+
+def decisive() -> tuple[int, int]:
+    """Return what changes whenever a decision may become another one: counts of backends and of failures."""
+    return registry.version(), len(_ruled_out)
 
 
 @lru_cache(maxsize=4096)
@@ -40,11 +45,18 @@ def _select(problem: Problem, machine: Machine, asked: str | None, version: int,
         raise unknown(asked)
     row = measured.nearest(problem, machine)
     names = measured.ordered(list(entries), row)
-    verdicts = tuple(Verdict(name, _reasons(entries[name], problem, machine)) for name in names)
-    able = [verdict.backend for verdict in verdicts if not verdict.reasons]
-    if asked is not None:
-        able = [name for name in able if name == asked]
-    return Selection(problem, machine, verdicts, able[0] if able else None, asked, row)
+    verdicts = tuple(_verdict(name, entries[name], problem, machine) for name in names)
+    able = [verdict for verdict in verdicts if not verdict.reasons]
+    if asked is None:
+        able = [verdict for verdict in able if not verdict.by_name_alone]
+    else:
+        able = [verdict for verdict in able if verdict.backend == asked]
+    return Selection(problem, machine, verdicts, able[0].backend if able else None, asked, row)
+
+
+def _verdict(name: str, entry: Backend | Broken, problem: Problem, machine: Machine) -> Verdict:
+    by_name = isinstance(entry, Backend) and entry.by_name_alone(problem)
+    return Verdict(name, _reasons(entry, problem, machine), by_name)
 
 
 def _reasons(entry: Backend | Broken, problem: Problem, machine: Machine) -> tuple[str, ...]:

@@ -10,10 +10,15 @@ from lf_backend.problem import Machine, Problem
 
 @dataclass(frozen=True)
 class Verdict:
-    """One backend and all reasons against it; none means that it can run the problem."""
+    """One backend and all reasons against it; none means that it can run the problem.
+
+    Attributes:
+        by_name_alone: it runs only if it is asked for, because its gradients differ from run to run.
+    """
 
     backend: str
     reasons: tuple[str, ...]
+    by_name_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,4 +57,6 @@ class Selection:
             return "cannot: " + "; ".join(verdict.reasons)
         if self.asked:
             return "could, was not asked for"
+        if verdict.by_name_alone:
+            return "could, by name alone: its gradients differ from run to run"
         return f"could, but {self.chosen} comes first"

@@ -1,4 +1,4 @@
-"""Which dtype accumulates what another dtype holds."""
+"""The dtype that accumulates what another dtype holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done around a backend's local part, once for all backends.
+"""The work around a backend's local part, done once for all backends.
 
 Sinks are one more logit in the denominator, rows of global tokens are computed apart, padded queries
 give zeros, and NaN or inf in padded keys never reaches a product.
@@ -15,13 +15,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lf_backend._looked import once
 from lf_backend.backend import Backend, Call, Gradients
 from lf_backend.dispatch.select import chosen, rule_out
 from lf_backend.errors import BuildError
 from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.ops.arguments import DIFFERENTIABLE, Arguments
-from lf_backend.ops.global_rows import Rows, positions
-from lf_backend.ops.pattern_table import resolve
+from lf_backend.ops.documents import boundaries
+from lf_backend.ops.global_rows import Rows
+from lf_backend.ops.global_tokens import columns_of
+from lf_backend.ops.static_documents import lifted
 
 T = TypeVar("T")
 
@@ -52,6 +55,7 @@ def probabilities(a: Arguments, local: Callable[[Call, Tensor], Tensor]) -> Tens
     if a.q.numel() == 0 or a.k.numel() == 0:
         return a.q.new_zeros(*a.q.shape[:3], a.k.shape[2], dtype=accumulation_dtype(a.q.dtype))
     _, lse = forward(a)
+    a = lifted(a)
     call, rows = _prepared(a, chosen(a.selection()))
     found = local(call, lse)
     if rows is not None:
@@ -66,11 +70,17 @@ def _exact(q: Tensor) -> AbstractContextManager[object]:
 
 
 def _simplified(a: Arguments) -> Arguments:
-    """Return the same call without a padding mask that marks nothing: on a CPU a look is cheap."""
+    """Return the same call with documents as a tensor, and without padding that marks nothing: on a CPU
+    a look is cheap."""
+    a = lifted(a)
     padding = a.key_padding
-    if padding is None or padding.device.type != "cpu" or bool(padding.any()):
+    if padding is None or padding.device.type != "cpu" or once(_marks_any, padding):
         return a
     return replace(a, key_padding=None)
+
+
+def _marks_any(mask: Tensor) -> bool:
+    return bool(mask.any())
 
 
 def _on_backend(a: Arguments, work: Callable[[Arguments, Backend], T]) -> T:
@@ -92,7 +102,8 @@ def _forward_on(a: Arguments, backend: Backend) -> tuple[Tensor, Tensor]:
         total = torch.logaddexp(lse, a.sinks.to(lse.dtype)[:, None])
         out = out.mul_((lse - total).exp_()[..., None].to(out.dtype))
         lse = total
-    if (padded := _query_padding(a)) is not None:
+    cleared = backend.capabilities.clears_padding and call.shows_anything and a.sinks is None
+    if not cleared and (padded := _query_padding(a)) is not None:
         out.masked_fill_(padded[..., None], 0)
         lse.masked_fill_(padded, -torch.inf)
     return out, lse
@@ -103,55 +114,52 @@ def _backward_on(
 ) -> dict[str, Tensor | None]:
     """Return gradients by name; one that is missing is zero."""
     call, rows = _prepared(a, backend)
-    if (padded := _query_padding(a)) is not None:
+    cleared = backend.capabilities.clears_padding and a.sinks is None
+    if not cleared and (padded := _query_padding(a)) is not None:
         grad_out = grad_out.masked_fill(padded[..., None], 0)
-        grad_lse = None if grad_lse is None else grad_lse.masked_fill(padded, 0)
-    delta = (grad_out.to(lse.dtype) * out).sum(-1)
+    delta, local = backend.deltas(grad_out, out, lse, None if rows is None else rows.listed)
     given = out if grad_lse is None else None
     if grad_lse is not None:
         delta -= grad_lse.masked_fill(lse == -torch.inf, 0)
-    lse = lse.masked_fill(lse == -torch.inf, torch.inf)
     if call.shows_anything:
-        local = lse if rows is None else rows.without(lse)
         found = backend.backward(call, grad_out, given, delta, local)
     else:
         found = Gradients(torch.zeros_like(a.q), torch.zeros_like(a.k), torch.zeros_like(a.v), None)
     grads: dict[str, Tensor | None] = found._asdict()
     if a.sinks is not None:
-        share = (a.sinks.to(lse.dtype)[:, None] - lse).exp_()
+        share = (a.sinks.to(lse.dtype)[:, None] - lse.masked_fill(lse == -torch.inf, torch.inf)).exp_()
         grads["sinks"] = -(share * delta).sum((0, 2)).to(a.sinks.dtype)
     if rows is not None:
-        grads.update(_row_gradients(a, rows, found, grad_out, given, delta, lse))
+        separate = a.global_q is not None
+        more = rows.backward(grad_out, given, delta, lse, None if separate else found, found.band_bias)
+        names = ("global_q", "global_k", "global_v") if separate else ("q", "k", "v")
+        grads.update(zip(names, more, strict=True))
     return grads
-
-
-def _row_gradients(
-    a: Arguments, rows: Rows, found: Gradients,
-    grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Return the gradients of what the global rows are made from, by name."""
-    if a.global_q is None or a.global_k is None or a.global_v is None:
-        targets = {"q": found.q, "k": found.k, "v": found.v}
-    else:
-        own = {"global_q": a.global_q, "global_k": a.global_k, "global_v": a.global_v}
-        targets = {name: torch.zeros_like(x) for name, x in own.items()}
-    grad_q, grad_k, grad_v = targets.values()
-    rows.backward(grad_out, out, delta, lse, (grad_q, grad_k, grad_v), found.band_bias)
-    return targets
 
 
 def _prepared(a: Arguments, backend: Backend) -> tuple[Call, Rows | None]:
     """Return the local part and the global rows."""
-    lowered, is_causal = a.lowered, resolve(a.pattern).is_causal
-    q, k, v = _without_padding(a, a.q, a.k, a.v)
-    columns = positions(lowered, is_causal, a.global_mask, a.key_padding, k)
+    # Rows that meet a band bias are computed by dense products, for which padding has to be finite.
+    clean = _as_they_are if backend.capabilities.skips_padding and a.band_bias is None else _without_padding
+    q, k, v = clean(a, a.q, a.k, a.v)
+    documents = None if a.documents is None else once(boundaries, a.documents)
     call = Call(
-        q, k, v, lowered, columns, a.key_padding, a.band_bias,
-        a.scale, a.softcap, a.dropout_p, a.seed,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        a.lowered,
+        columns_of(a, documents),
+        a.key_padding,
+        a.band_bias,
+        a.scale,
+        a.softcap,
+        a.dropout_p,
+        a.seed,
+        documents=documents,
+    )
     own = None
     if a.global_q is not None and a.global_k is not None and a.global_v is not None:
-        own = _without_padding(a, a.global_q, a.global_k, a.global_v)
+        own = clean(a, a.global_q, a.global_k, a.global_v)
     return call, Rows.of(call, own, backend)
 
 
@@ -160,6 +168,10 @@ def _query_padding(a: Arguments) -> Tensor | None:
     if a.key_padding is None:
         return None
     return a.key_padding[:, None, a.k.shape[2] - a.q.shape[2] :]
+
+
+def _as_they_are(a: Arguments, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return q, k, v
 
 
 def _without_padding(a: Arguments, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

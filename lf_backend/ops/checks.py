@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lf_backend import _callers
+from lf_backend._looked import once
 from lf_backend.errors import PatternError, ShapeError
 from lf_backend.ops.arguments import Arguments
-from lf_backend.ops.pattern_table import resolve
+from lf_backend.ops.documents import INTS, check_documents, check_layout
+from lf_backend.pattern.interned import resolve
 from lf_backend.pattern.terms import Pattern
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -41,18 +44,42 @@ def check_number(name: str, value: Any) -> float | None:
             if name == "scale"
             else f"{name}: a float wanted, got a tensor, whose gradient would be lost"
         )
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ShapeError(f"{name}: a float wanted, got {value!r}") from None
+
+
+def default_scale(q: Tensor) -> float:
+    """Return D ** -0.5; a query without D is refused later."""
+    head_dim = q.shape[-1] if q.ndim else 0
+    scale: float = head_dim**-0.5 if head_dim else 1.0
+    return scale
 
 
 def check(a: Arguments, pattern: Pattern) -> None:
     """Raise ShapeError or PatternError unless the arguments agree with each other."""
+    known = a.known()
+    if not known.is_right:
+        _check_kind(a, pattern)
+        known.is_right = True
+    _check_data(a)
+    _check_numbers(a)
+
+
+def _check_kind(a: Arguments, pattern: Pattern) -> None:
     _check_layout(a)
     pattern.check_heads(a.q.shape[1])
-    pattern.check_positions(a.k.shape[2])
+    if a.documents is None:  # in a document a position that it has not is nobody's
+        pattern.check_positions(a.k.shape[2])
     _check_projections(a, pattern)
     batch, heads, queries = a.q.shape[:3]
     for name in ("key_padding", "global_mask"):
         _check_mask(name, getattr(a, name), (batch, a.k.shape[2]), a.q.device)
+    _check_positions(a)
+    _check_documents(a)
     if a.sinks is not None:
         _check_like("sinks", a.sinks, a.q, (heads,))
     if a.band_bias is not None:
@@ -61,7 +88,6 @@ def check(a: Arguments, pattern: Pattern) -> None:
         if a.band_bias.shape not in ((1, heads, queries, taps), (batch, heads, queries, taps)):
             wanted = f"[1 or {batch}, {heads}, {queries}, {taps}]"
             raise ShapeError(f"band_bias: shape {wanted} wanted, got {list(a.band_bias.shape)}")
-    _check_numbers(a)
 
 
 def _check_layout(a: Arguments) -> None:
@@ -97,12 +123,12 @@ def _check_projections(a: Arguments, pattern: Pattern) -> None:
         raise ShapeError(f"global_q, global_k, global_v: all or none wanted, missing {missing}")
     for (name, x), like in zip(given.items(), (a.q, a.k, a.v), strict=True):
         _check_like(name, x, a.q, tuple(like.shape))
-    if a.global_mask is None and not pattern.lowered.positions:
-        raise PatternError(f"global_q: a pattern with global tokens or a global_mask wanted, got {pattern}")
+    if not a.brings_globals and not pattern.lowered.positions:
+        wanted = "a pattern with global tokens, a global_mask or global_positions"
+        raise PatternError(f"global_q: {wanted} wanted, got {pattern}")
 
 
 def _check_like(name: str, x: Any, q: Tensor, shape: tuple[int, ...] | None) -> None:
-    check_tensors(**{name: x})
     if x.dtype != q.dtype and name not in ("sinks", "band_bias"):
         raise ShapeError(f"{name}: dtype {q.dtype} of q wanted, got {x.dtype}")
     if not x.is_floating_point():
@@ -129,6 +155,60 @@ def _check_mask(name: str, mask: Any, shape: tuple[int, int], device: torch.devi
         raise ShapeError(f"{name}: device {device} of q wanted, got {mask.device}")
 
 
+def _check_positions(a: Arguments) -> None:
+    at = a.global_positions
+    if at is None:
+        return
+    if a.global_mask is not None:
+        raise ShapeError("global_positions: either these or a global_mask wanted, got both")
+    if not isinstance(at, Tensor):
+        raise ShapeError(f"global_positions: an int tensor wanted, got {type(at).__name__}")
+    if at.dtype not in INTS:
+        raise ShapeError(f"global_positions: a dtype of ints wanted, got {at.dtype}")
+    batch = a.k.shape[0]
+    if at.ndim != 2 or at.shape[0] != batch:
+        raise ShapeError(
+            f"global_positions: shape [batch, tokens] = [{batch}, any] wanted, got {list(at.shape)}"
+        )
+    if at.device != a.q.device:
+        raise ShapeError(f"global_positions: device {a.q.device} of q wanted, got {at.device}")
+
+
+def _check_data(a: Arguments) -> None:
+    """Look at numbers, where looking is free."""
+    if (ids := a.documents) is not None and ids.device.type == "cpu" and _callers.may_look(ids):
+        once(check_documents, ids)
+    at, keys = a.global_positions, a.k.shape[2]
+    if at is not None and at.device.type == "cpu" and _callers.may_look(at) and at.numel():
+        least, most, repeated = once(_ends, at)
+        if least < -1 or most >= keys:
+            got = least if least < -1 else most
+            raise ShapeError(f"global_positions: positions below {keys}, or -1 for none, wanted, got {got}")
+        if repeated is not None:
+            raise ShapeError(
+                f"global_positions: a position once in each example wanted, got {repeated} twice"
+            )
+
+
+def _ends(positions: Tensor) -> tuple[int, int, int | None]:
+    """Return the least and the greatest of some positions [B, G], and one that an example names twice."""
+    ordered = positions.sort(1).values
+    twice = ordered[:, 1:][(ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)]
+    return int(ordered.min()), int(ordered.max()), int(twice[0]) if len(twice) else None
+
+
+def _check_documents(a: Arguments) -> None:
+    if a.documents is None:
+        return
+    check_layout(a.documents)
+    wanted = [a.k.shape[0], a.k.shape[2]]
+    if list(a.documents.shape) != wanted:
+        got = list(a.documents.shape)
+        raise ShapeError(f"documents: shape [batch, keys] = {wanted} wanted, got {got}")
+    if a.documents.device != a.q.device:
+        raise ShapeError(f"documents: device {a.q.device} of q wanted, got {a.documents.device}")
+
+
 def _taps(pattern: Pattern) -> int:
     bands = pattern.lowered.bands
     taps = bands[0].taps() if len(bands) == 1 else None
@@ -137,10 +217,15 @@ def _taps(pattern: Pattern) -> int:
     return taps
 
 
+def check_probability(name: str, value: float) -> None:
+    """Raise ShapeError unless a weight can be dropped with that probability."""
+    if not 0 <= value < 1:
+        raise ShapeError(f"{name}: a probability in [0, 1) wanted, got {value}")
+
+
 def _check_numbers(a: Arguments) -> None:
     if not abs(a.scale) < math.inf:  # compares, so that a symbolic number will do
         raise ShapeError(f"scale: a finite number wanted, got {a.scale}")
     if a.softcap is not None and not 0 < a.softcap < math.inf:
         raise ShapeError(f"softcap: a finite number > 0 or None wanted, got {a.softcap}")
-    if not 0 <= a.dropout_p < 1:
-        raise ShapeError(f"dropout_p: a probability in [0, 1) wanted, got {a.dropout_p}")
+    check_probability("dropout_p", a.dropout_p)

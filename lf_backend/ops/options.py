@@ -23,6 +23,8 @@ class Options(TypedDict, total=False):
 
     key_padding: Tensor | None
     global_mask: Tensor | None
+    global_positions: Tensor | None
+    documents: Tensor | None
     global_q: Tensor | None
     global_k: Tensor | None
     global_v: Tensor | None
@@ -46,6 +48,9 @@ _ELSEWHERE = {
     "global_attention_mask": "pass it as global_mask, bool, where True means global",
     "dropout": "pass it as dropout_p",
     "softmax_scale": "pass it as scale",
+    "cu_seqlens": "pass documents=lf.document_ids(cu_seqlens, m)",
+    "cu_seqlens_q": "pass documents=lf.document_ids(cu_seqlens, m)",
+    "cu_seqlens_k": "pass documents=lf.document_ids(cu_seqlens, m)",
     "window_size": "write the pattern as lf.conventions.flash_attn(window_size)",
     "attention_window": "write the pattern as lf.conventions.huggingface(attention_window)",
     "sliding_window": "write the pattern as lf.conventions.mistral(sliding_window)",

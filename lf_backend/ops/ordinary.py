@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lf_backend import _callers
 from lf_backend._device_constants import on_device
-from lf_backend.backend import Call, Columns
+from lf_backend.backend import Call, Columns, Documents
 from lf_backend.backends.portable.backend import Portable, local_pieces
 from lf_backend.backends.portable.pieces import Piece, joined, sink
 from lf_backend.backends.portable.tokens import row_piece
@@ -22,7 +22,9 @@ from lf_backend.dispatch.select import preference
 from lf_backend.errors import UnsupportedError
 from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.ops.arguments import Arguments
-from lf_backend.ops.pattern_table import resolve
+from lf_backend.ops.documents import boundaries
+from lf_backend.ops.global_tokens import marked
+from lf_backend.pattern.interned import resolve
 
 
 def attention(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -42,9 +44,21 @@ def attention(a: Arguments) -> tuple[Tensor, Tensor]:
 
 def _attention(a: Arguments) -> tuple[Tensor, Tensor]:
     q, k, v, *own = _without_padding(a)
-    columns, is_global = _columns(a)
+    documents = None if a.documents is None else boundaries(a.documents)
+    columns, is_global = _columns(a, documents)
     call = Call(
-        q, k, v, a.lowered, columns, a.key_padding, a.band_bias, a.scale, a.softcap, a.dropout_p, a.seed
+        q,
+        k,
+        v,
+        a.lowered,
+        columns,
+        a.key_padding,
+        a.band_bias,
+        a.scale,
+        a.softcap,
+        a.dropout_p,
+        a.seed,
+        documents=documents,
     )
     pieces = local_pieces(call) or [_nothing(a)]
     out, lse = _with_sinks(a, pieces)
@@ -68,33 +82,41 @@ def _without_padding(a: Arguments) -> list[Tensor]:
     return [x.masked_fill(keys if index % 3 else queries, 0) for index, x in enumerate(given)]
 
 
-def _columns(a: Arguments) -> tuple[Columns | None, Tensor | None]:
+def _columns(a: Arguments, documents: Documents | None) -> tuple[Columns | None, Tensor | None]:
     """Return the global tokens, and as a mask bool [B, M]; None if there cannot be any.
 
-    Tokens of the pattern alone are counted by it. How many a mask marks is data, and nothing depends on it
-    but the size of what is computed.
+    Tokens of the pattern alone are counted by it, and those that come as positions by their shape. How many a
+    mask marks is data, and nothing depends on it but the size of what is computed.
     """
-    lowered, keys = a.lowered, a.k.shape[2]
-    if a.global_mask is None and not lowered.positions:
+    lowered = a.lowered
+    if not a.brings_globals and not lowered.positions:
         return None, None
-    static = on_device(lowered.positions, torch.int64, a.k.device)
-    at = torch.arange(keys, device=a.k.device)
-    if lowered.positions:
-        mask = (at[:, None] == static).any(1).expand(a.k.shape[0], -1)
-        mask = mask if a.global_mask is None else mask | a.global_mask
-    else:  # exporters do not agree on what any of nothing is
-        assert a.global_mask is not None
-        mask = a.global_mask
-    if a.key_padding is not None:
-        mask = mask & ~a.key_padding
-    if a.global_mask is None:
-        causal, positions = lowered.causal_globals, static.expand(a.k.shape[0], -1)
-        return Columns(positions, mask.gather(1, positions), causal), mask
-    slots = torch.arange(_most(mask), device=at.device)
+    size = a.k.shape[0], a.k.shape[2]
+    given = a.key_padding, a.global_mask, a.global_positions, None if documents is None else documents.start
+    mask = marked(lowered.positions, size, a.k.device, *given)
+    at = torch.arange(a.k.shape[2], device=a.k.device)
+    if _is_of_pattern(a):
+        static = on_device(lowered.positions, torch.int64, at.device).expand(a.k.shape[0], -1)
+        return Columns(static, mask.gather(1, static), lowered.causal_globals), mask
+    slots = torch.arange(_slots(a, mask), device=at.device)
     rank = torch.where(mask, mask.cumsum(1), 0)  # from 1, 0 for what is no global token
     positions = torch.where(rank[:, None] == slots[:, None] + 1, at, 0).sum(2)
     valid = slots < mask.sum(1, keepdim=True)
-    return Columns(positions, valid, resolve(a.pattern).is_causal), mask
+    causal = resolve(a.pattern).is_causal if a.brings_globals else lowered.causal_globals
+    return Columns(positions, valid, causal), mask
+
+
+def _is_of_pattern(a: Arguments) -> bool:
+    """Whether the pattern alone says where the global tokens are."""
+    return not a.brings_globals and a.documents is None
+
+
+def _slots(a: Arguments, mask: Tensor) -> int:
+    """Return a number of slots that holds the global tokens of every example."""
+    static = len(a.lowered.positions)
+    if a.global_positions is None or (a.documents is not None and static):
+        return _most(mask)
+    return _callers.fixed_size(a.global_positions, 1) + static
 
 
 def _most(mask: Tensor) -> int:
@@ -133,7 +155,7 @@ def _placed(
     slots that an example does not use cannot collide with one that it does.
     """
     offset = a.k.shape[2] - a.q.shape[2]
-    if a.global_mask is None:  # slots are the pattern's, padded ones included
+    if _is_of_pattern(a):  # slots are the pattern's, padded ones included
         static = on_device(a.lowered.positions, torch.int64, is_global.device)
         at = torch.arange(a.k.shape[2], device=is_global.device)
         rank = (at[:, None] > static).sum(1).clamp(max=len(a.lowered.positions) - 1)

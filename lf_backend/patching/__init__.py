@@ -9,15 +9,16 @@
 The names below are the door through which integrations come in.
 """
 
-from lf_backend.patching.adapter import Adapter, Mark, Patterns, Swap
+from lf_backend.patching.adapter import Adapter, Change, PatchMark, Patterns, Swap
 from lf_backend.patching.handle import Patch, PatchedModule, Report
 from lf_backend.patching.import_hook import when_imported
 from lf_backend.patching.upstream import Upstream
 
 __all__ = [
     "Adapter",
-    "Mark",
+    "Change",
     "Patch",
+    "PatchMark",
     "PatchedModule",
     "Patterns",
     "Report",

@@ -17,8 +17,20 @@ from lf_backend.pattern.terms import Pattern
 Patterns = Pattern | tuple[Pattern, ...] | None
 
 
+class Change(ABC):
+    """A change beside those of classes, kept in a module's mark: copied and pickled with the model."""
+
+    @abstractmethod
+    def apply(self) -> None:
+        """Make the change."""
+
+    @abstractmethod
+    def undo(self) -> None:
+        """Take the change back."""
+
+
 @dataclass(frozen=True)
-class Mark:
+class PatchMark:
     """The value that a patched module carries as `lf_mark`, copied and pickled with the module.
 
     Attributes:
@@ -26,6 +38,8 @@ class Mark:
         pattern: what the module runs now, None if it is patched for another reason.
         backend: name of the backend that must run it, None for the automatic choice.
         note: what a user should know about this module, for the report.
+        unpad: padding is dropped before the module's layers run, and put back behind them.
+        change: what else the patch has changed, with this module.
     """
 
     before: type[nn.Module]
@@ -33,6 +47,8 @@ class Mark:
     pattern: Pattern | None
     backend: str | None
     note: str
+    unpad: bool = False
+    change: Change | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +58,12 @@ class Swap:
     Attributes:
         path: the module's name in the model.
         module: the module itself.
-        to: its new class, a subclass of its present one.
+        to: its new class, a subclass of its present one, or that itself.
         pattern: what the module will run, None if it runs no attention itself.
         note: what is worth saying aloud about it, for the report.
+        padding: "" if the module can drop padding before its layers run; else why its layers need it, or None
+            for a module that has no say.
+        change: what else is to be changed, once in a plan.
     """
 
     path: str
@@ -52,6 +71,8 @@ class Swap:
     to: type[nn.Module]
     pattern: Pattern | None = None
     note: str = ""
+    padding: str | None = None
+    change: Change | None = None
 
 
 class Adapter(ABC):

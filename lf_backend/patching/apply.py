@@ -24,7 +24,7 @@ from torch import nn
 from lf_backend.dispatch import registry, select
 from lf_backend.errors import LFError, PatchError, PatternError
 from lf_backend.ops.checks import check_pattern
-from lf_backend.patching.adapter import Adapter, Mark, Patterns, Swap
+from lf_backend.patching.adapter import Adapter, PatchMark, Patterns, Swap
 from lf_backend.patching.handle import Patch, check_model, full_name, mark_of, restore
 from lf_backend.pattern.terms import Pattern
 
@@ -32,9 +32,12 @@ ENTRY_POINTS = "lf_backend.integrations"
 
 
 def patch(
-    model: nn.Module, pattern: Pattern | str | Sequence[Pattern | str] | None = None, *,
+    model: nn.Module,
+    pattern: Pattern | str | Sequence[Pattern | str] | None = None,
+    *,
     backend: str | None = None,
-) -> Patch:  # fmt: skip
+    unpad: bool = False,
+) -> Patch:
     """Run the attention of an existing model through this library, in place.
 
         with lf.patch(model) as patch:
@@ -50,13 +53,16 @@ def patch(
             default what the model's own configuration says.
         backend: name of the backend that must run all patched layers, never substituted; by default
             the choice is made anew for each call.
+        unpad: drop padding once behind the embeddings and run all layers of an encoder over one row of the
+            batch's real tokens, then put zeros where it was. Exact at real tokens; a batch without padding
+            runs as it is.
 
     Returns:
         The handle to undo it, also usable in a `with` statement.
 
     Raises:
         PatchError: no module, patched already, or a model that no integration knows, with what each
-            looked for.
+            looked for; with `unpad`, a model whose layers need their padding.
         PatternError: a pattern, or a number of patterns, that does not fit the model.
         LFError: no backend has that name.
     """
@@ -69,7 +75,9 @@ def patch(
     for name, adapter in adapters().items():
         swaps = _plan(adapter, model, wanted)
         if not isinstance(swaps, str):
-            _apply(swaps, backend)
+            if unpad:
+                _check_unpads(model, swaps)
+            _apply(swaps, backend, unpad)
             return Patch(model, {swap.path: swap.module for swap in swaps})
         refusals.append(f"{name}: {swaps}")
     raise PatchError(_nothing_fits(model, refusals))
@@ -102,20 +110,33 @@ def _plan(adapter: Adapter | registry.Broken, model: nn.Module, pattern: Pattern
         return f"failed: {type(error).__name__}: {error}"
 
 
-def _apply(swaps: Sequence[Swap], backend: str | None) -> None:
+def _apply(swaps: Sequence[Swap], backend: str | None, unpad: bool) -> None:
     for swap in swaps:
         _check_swap(swap)
     done: list[nn.Module] = []
     try:
         for swap in swaps:
-            mark = Mark(type(swap.module), swap.to, swap.pattern, backend, swap.note)
+            unpads = unpad and swap.padding is not None
+            mark = PatchMark(
+                type(swap.module), swap.to, swap.pattern, backend, swap.note, unpads, swap.change
+            )
             vars(swap.module)["lf_mark"] = mark
             done.append(swap.module)
             swap.module.__class__ = swap.to
+            if swap.change is not None:
+                swap.change.apply()
     except BaseException:
         for module in done:
             restore(module)
         raise
+
+
+def _check_unpads(model: nn.Module, swaps: Sequence[Swap]) -> None:
+    reasons = [f"{swap.path or type(model).__name__}: {swap.padding}" for swap in swaps if swap.padding]
+    if not any(swap.padding is not None for swap in swaps):
+        reasons = [f"{type(model).__name__} has no module that reads the masks of all its layers"]
+    if reasons:
+        raise PatchError(f"unpad: a model whose layers can do without padding wanted; {'; '.join(reasons)}")
 
 
 def _check_unpatched(model: nn.Module) -> None:
@@ -130,7 +151,7 @@ def _check_swap(swap: Swap) -> None:
     if not issubclass(swap.to, type(swap.module)):
         wanted, got = full_name(type(swap.module)), full_name(swap.to)
         raise PatchError(f"{where}: a replacement that is a subclass of {wanted} wanted, got {got}")
-    if "forward" in vars(swap.module):
+    if "forward" in vars(swap.module) and swap.to is not type(swap.module):
         raise PatchError(
             f"{where}: a forward from its class wanted, got one set on the instance (hooks of accelerate do "
             "so), which would hide the patch; patch the model before that"

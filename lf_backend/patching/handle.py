@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
 
 from torch import nn
 
 from lf_backend.errors import PatchError
-from lf_backend.patching.adapter import Mark
+from lf_backend.patching.adapter import PatchMark
 from lf_backend.pattern.terms import Pattern
 
 
@@ -102,9 +102,19 @@ def restore(module: nn.Module) -> None:
     mark = vars(module).pop("lf_mark", None)
     if mark is not None:
         module.__class__ = mark.before
+        _bind_again(module, mark)
+        if mark.change is not None:
+            mark.change.undo()
 
 
-def mark_of(module: nn.Module) -> Mark | None:
+def _bind_again(module: nn.Module, mark: PatchMark) -> None:
+    """Bind methods of the patch, which hooks of accelerate keep on a module, to the class before."""
+    for name, kept in vars(module).items():
+        if isinstance(kept, MethodType) and kept.__func__ is getattr(mark.after, kept.__name__, None):
+            vars(module)[name] = MethodType(getattr(mark.before, kept.__name__), module)
+
+
+def mark_of(module: nn.Module) -> PatchMark | None:
     return vars(module).get("lf_mark")
 
 

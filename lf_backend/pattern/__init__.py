@@ -12,5 +12,6 @@ A pattern is a value. It is written with terms, and run in a lowered form:
 
     disjoint.py, spans.py, block_map.py   which pairs two bands share; which keys a block of queries meets
     named.py, notation.py, grammar.py     terms with a name; patterns as dicts, JSON and text
+    interned.py, global_positions.py      values behind an operator's strings; global tokens that move
     interchange.py, picture.py            FlexAttention's and xformers' own words; drawings
 """

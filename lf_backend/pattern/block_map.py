@@ -1,4 +1,4 @@
-"""Which keys each block of queries touches, and which of them need no mask: the plan of a sparse pass.
+"""The plan of a sparse pass: keys that each block of queries touches, and those that need no mask.
 
 Where every term gives bounds, the map costs a few integers per block; what has no bounds is evaluated
 once, in chunks of bounded memory. Nothing of size N x M is ever held. Maps are kept.

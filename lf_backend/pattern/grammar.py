@@ -113,7 +113,7 @@ def _malformed(text: str, error: UnexpectedInput) -> PatternError:
     parser = _parser(named.names())
     before = parser.parse_interactive(text[:at])
     before.exhaust_lexer()
-    accepted: set[str] = before.accepts()  # type: ignore[no-untyped-call]
+    accepted: set[str] = before.accepts()
     accepted.discard("PREDICATE")  # nobody writes one by hand
     wanted = sorted((_word(parser, name) for name in accepted), key=lambda word: (word[0] == "'", word))
     got = re.match(r"\w+|.", text[at:], re.DOTALL)

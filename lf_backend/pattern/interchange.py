@@ -56,7 +56,7 @@ class Interchange:
         """
         m = n if m is None else m
         states = block_states(self.lowered.everything, self.heads or 1, n, m)
-        return block_mask(states.to(device), n, m, self.to_mask_mod(device, m - n))
+        return block_mask(states[None].to(device), n, m, self.to_mask_mod(device, m - n))
 
     def to_flash_window(self) -> tuple[int, int]:
         """flash-attn's window_size (left, right), -1 for no limit.
@@ -105,6 +105,23 @@ def xformers_bias(left: int | None, right: int | None) -> Any:
     )
 
 
+def has_block_bias(left: int | None, right: int | None) -> bool:
+    """Whether xformers has a bias of several documents for a window: causal ones, and no window at all."""
+    return right == 0 or (left is None and right is None)
+
+
+def xformers_block_bias(
+    left: int | None, right: int | None, counts: tuple[int, ...], device: torch.device
+) -> Any:
+    """Return the bias of documents in one row, of so many positions each, under one window in all of them."""
+    biases = optional("xformers.ops.fmha.attn_bias", "xformers")
+    blocks = biases.BlockDiagonalMask.from_seqlens(counts, device=device)
+    if right is None:
+        return blocks
+    causal = blocks.make_causal()
+    return causal if left is None else causal.make_local_attention(left + 1)
+
+
 def mask_mod(forms: tuple[Form, ...], device: torch.device) -> Callable[[Any, Any, Any], Any]:
     """Whether any form shows (head, query, key), in operations that a compiler can fuse."""
     traced = [form.traced(device) for form in forms]
@@ -137,10 +154,10 @@ def block_states(forms: tuple[Form, ...], heads: int, n: int, m: int) -> Tensor:
 
 
 def block_mask(states: Tensor, n: int, m: int, mod: MaskMod) -> BlockMask:
-    """The BlockMask of some states of blocks."""
+    """The BlockMask of some states of blocks, [B or 1, H or 1, blocks of queries, blocks of keys]."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    some, full = (_listed(states[None] == state) for state in (1, 2))
+    some, full = (_listed(states == state) for state in (1, 2))
     return BlockMask.from_kv_blocks(*some, *full, BLOCK, mod, (n, m))
 
 

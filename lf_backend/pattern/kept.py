@@ -1,4 +1,4 @@
-"""What is derived from a pattern, kept as long as the pattern lives and no longer.
+"""Results derived from a pattern, kept as long as the pattern lives and no longer.
 
 `functools.lru_cache` holds its arguments, and so the boundaries of every batch of packed documents. Windows
 and global tokens are small and few, and go there; a pattern with a predicate keeps what is derived from it
@@ -66,7 +66,7 @@ def _holder(forms: tuple[Form, ...]) -> Form | None:
 
 
 def _apart(what: Any, holder: Form) -> Any:
-    """What, as a key that does not hold the holder, which will hold the key."""
+    """Return a key for `what` that does not hold the holder, which will hold the key."""
     if isinstance(what, Lowered):
         return (what.bands, what.positions, what.causal_globals, _apart(what.others, holder))
     if isinstance(what, Rule):

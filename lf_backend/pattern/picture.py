@@ -121,8 +121,11 @@ class Picture:
             [column * self.step for column in range(columns + 1)],
             [first + row * self.step for row in range(rows + 1)],
             panel.cells.tolist(),
-            cmap=palette, vmin=-0.5, vmax=len(Kind) - 0.5, **edges,
-        )  # fmt: skip
+            cmap=palette,
+            vmin=-0.5,
+            vmax=len(Kind) - 0.5,
+            **edges,
+        )
         axes.set(xlabel="key", ylabel="query", aspect="equal")
         axes.set_title(" ".join(self._titles(panel)), fontsize="medium")
         axes.invert_yaxis()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lf_backend.ops.arguments import Arguments
-from lf_backend.ops.pattern_table import intern
+from lf_backend.ops.static_documents import lifted
+from lf_backend.pattern.interned import intern
 from lf_backend.pattern.predicate import Predicate
 from lf_backend.pattern.terms import Causal, Global, Pattern, Window
 from lf_backend.problem import Problem
@@ -31,6 +32,8 @@ class Case:
         padding: "" for none, "right", "left", "middle" (holes anywhere), or "all" (one example whole).
         globals: per-example global tokens: None for no mask, else the most an example has; the first
             example has none.
+        listed: per-example globals come as positions, not as a mask.
+        documents: packed documents: 0 for none, else the most that an example has.
         separate: the rows of global tokens have projections of their own.
         bias: 0 for no band bias, else its batch (1 or `batch`).
         transposed: q, k, v are views of [B, N, H, D].
@@ -47,6 +50,8 @@ class Case:
     value_dim: int | None = None
     padding: str = ""
     globals: int | None = None
+    listed: bool = False
+    documents: int = 0
     separate: bool = False
     sinks: bool = False
     bias: int = 0
@@ -79,7 +84,10 @@ class Case:
             q = (q.detach() * self.spread).requires_grad_()
         padding = draw.padding(self) if self.padding else None
         mask = draw.globals(self) if self.globals is not None else None
-        return Tensors(q, k, v, gq, gk, gv, sinks, bias, padding, mask)
+        at = draw.listed(mask) if mask is not None and self.listed else None
+        mask = mask if at is None else None
+        ids = draw.documents(self) if self.documents else None
+        return Tensors(q, k, v, gq, gk, gv, sinks, bias, padding, mask, at, ids)
 
     def options(self) -> dict[str, Any]:
         """The arguments that are numbers."""
@@ -88,10 +96,17 @@ class Case:
     def problem(self, dtype: torch.dtype, differentiable: bool = True) -> Problem:
         """Return the problem that the case poses to a backend."""
         t = self.tensors(dtype, torch.device("cpu"))
-        return Arguments(
-            t.q, t.k, t.v, t.global_q, t.global_k, t.global_v, t.key_padding, t.global_mask, t.sinks,
-            t.band_bias, None, intern(self.pattern), 1.0, self.softcap, self.dropout_p, differentiable, "",
-        ).problem()  # fmt: skip
+        arguments = Arguments(
+            **t.named(),
+            seed=None,
+            pattern=intern(self.pattern),
+            scale=1.0,
+            softcap=self.softcap,
+            dropout_p=self.dropout_p,
+            differentiable=differentiable,
+            backend="",
+        )
+        return lifted(arguments).problem()
 
     def _taps(self) -> int:
         taps = self.pattern.lowered.bands[0].taps()
@@ -113,6 +128,8 @@ class Tensors:
     band_bias: Tensor | None
     key_padding: Tensor | None
     global_mask: Tensor | None
+    global_positions: Tensor | None
+    documents: Tensor | None
 
     def named(self) -> dict[str, Any]:
         """All by argument name."""
@@ -171,6 +188,25 @@ class _Draw:
             count = min(case.globals, case.length)
             mask[example, torch.randperm(case.length, generator=self.generator)[:count]] = True
         return mask.to(self.device)
+
+    def listed(self, mask: Tensor) -> Tensor:
+        """The marks of a mask as positions, in any order, with -1 among them."""
+        width = int(mask.sum(1).max()) + 1 if mask.numel() else 1
+        found = torch.full((len(mask), width), -1)
+        for row, marks in zip(found, mask, strict=True):
+            at = marks.nonzero()[:, 0].cpu()
+            row[torch.randperm(width, generator=self.generator)[: len(at)]] = at
+        return found.to(self.device)
+
+    def documents(self, case: Case) -> Tensor:
+        """Documents of any length, one position too; ids that are no numbers in a row."""
+        ids = torch.zeros(case.batch, case.length, dtype=torch.int64)
+        for row in ids:
+            count = int(torch.randint(1, case.documents + 1, (), generator=self.generator))
+            begins = torch.randint(case.length, (count,), generator=self.generator)
+            row.index_add_(0, begins, torch.ones_like(begins))
+            row.copy_(7 - 3 * row.cumsum(0))
+        return ids.to(self.device)
 
 
 def _every_third(head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -276,6 +312,20 @@ CASES: dict[str, Case] = {
     "band bias of all examples": replace(_BASE, bias=1, padding="right", queries=70),
     "band bias, dilation": replace(_BASE, bias=1, pattern=Window(3, 4, dilation=(1, 3))),
     "band bias, global tokens": replace(_BASE, bias=2, pattern=_WINDOW | Global(0, 9), separate=True),
+    "band bias, one query": replace(_BASE, bias=2, queries=1, keys=30),
+    "few queries, everything": replace(
+        _BASE,
+        pattern=Window(20, 5, dilation=2) | Global(0, 30),
+        queries=3,
+        keys=90,
+        heads=4,
+        padding="middle",
+        softcap=2.0,
+        dropout_p=0.2,
+        sinks=True,
+        globals=2,
+        documents=2,
+    ),
     "softcap": replace(_BASE, softcap=1.5),
     "softcap and band bias": replace(_BASE, softcap=2.0, bias=2, pattern=_WINDOW | Global(0)),
     "sinks": replace(_BASE, sinks=True, pattern=Window(9, 0)),
@@ -296,6 +346,56 @@ CASES: dict[str, Case] = {
     ),
     "narrow values, several windows, a rule": replace(
         _BASE, value_dim=4, pattern=Window(2, 2) | Window(3, 3, dilation=3) | block_local(12), dropout_p=0.2
+    ),
+    "positions of global tokens": replace(_BASE, globals=4, listed=True, separate=True, padding="middle"),
+    "positions of global tokens, causal, more keys": replace(
+        _BASE, pattern=(Window(5, 0) | Global(2)) & Causal(), globals=3, listed=True, queries=20, keys=45
+    ),
+    "no position of a global token": replace(_BASE, globals=0, listed=True),
+    "documents": replace(_BASE, documents=4),
+    "documents, several blocks": replace(_LONG, pattern=Window(40, 30), documents=5),
+    "documents, causal without limit": replace(_LONG, pattern=Causal(), documents=3),
+    "documents, everything visible": replace(_BASE, pattern=Window(None, None), documents=3, queries=80),
+    "documents, one position each": replace(_BASE, documents=400, queries=20),
+    "documents, dilation per head": replace(
+        _BASE, pattern=Window(3, 2, dilation=(1, 3)), documents=4, queries=80, padding="right"
+    ),
+    "documents, two windows": replace(
+        _BASE, pattern=Window(2, 2) | Window(4, 4, dilation=3), documents=3, queries=70
+    ),
+    "documents, global tokens": replace(_LONG, pattern=Window(9, 5) | Global(0, 17), documents=9, batch=2),
+    "documents, global tokens per example": replace(
+        _BASE, documents=4, globals=5, separate=True, queries=70, padding="middle"
+    ),
+    "documents, causal global tokens, grouped heads": replace(
+        _BASE, pattern=(Window(9, 0) | Global(0)) & Causal(), documents=4, heads=4, queries=90
+    ),
+    "documents, more keys, positions of global tokens": replace(
+        _BASE,
+        pattern=_WINDOW | Global(1),
+        documents=4,
+        globals=3,
+        listed=True,
+        queries=40,
+        keys=90,
+        sinks=True,
+    ),
+    "documents, decode": replace(_BASE, pattern=Window(20, 0) | Global(0), documents=3, queries=1, keys=60),
+    "documents, band bias": replace(_BASE, pattern=_WINDOW | Global(0), documents=4, bias=2, queries=70),
+    "documents, softcap and dropout": replace(
+        _BASE, pattern=_WINDOW | Global(0), documents=4, softcap=2.0, dropout_p=0.3, separate=True
+    ),
+    "documents of the pattern": replace(
+        _LONG, pattern=documents([0, 11, 12, 100]) & Window(20, 9), padding="middle", heads=4, sinks=True
+    ),
+    "documents of the pattern, causal, more keys": replace(
+        _BASE, pattern=documents([0, 30, 44]) & Causal(), queries=40, keys=70
+    ),
+    "documents, predicate": replace(
+        _BASE, pattern=block_local(12, reach=1) | Window(3, 2) | Global(3), documents=3, queries=100, keys=130
+    ),
+    "documents, predicate without bounds": replace(
+        _BASE, pattern=Predicate(_every_third), documents=4, padding="middle", globals=2, queries=60
     ),
     "predicate": replace(_BASE, pattern=Predicate(_every_third)),
     "predicate and the rest": replace(

@@ -7,6 +7,9 @@ error is the budget of a backend: products in that dtype, softmax in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -23,6 +26,8 @@ def attention(
     *,
     key_padding: Tensor | None = None,
     global_mask: Tensor | None = None,
+    global_positions: Tensor | None = None,
+    documents: Tensor | None = None,
     global_q: Tensor | None = None,
     global_k: Tensor | None = None,
     global_v: Tensor | None = None,
@@ -41,7 +46,13 @@ def attention(
     batch, heads, queries, dim = q.shape
     keys, group = k.shape[2], heads // k.shape[1]
     padding = q.new_zeros(batch, keys, dtype=torch.bool) if key_padding is None else key_padding
-    visible = _visible(pattern, global_mask, padding, heads, queries)
+    if global_positions is not None:
+        global_mask = torch.zeros_like(padding)
+        for marks, positions in zip(global_mask, global_positions, strict=True):
+            marks[positions[positions >= 0].long()] = True
+    if documents is None:
+        documents = torch.zeros_like(padding, dtype=torch.int64)
+    visible = _visible(pattern, global_mask, padding, documents, heads, queries)
     bias = None if band_bias is None else _dense_bias(band_bias, pattern, keys)
     keep = None
     if dropout_p:
@@ -58,15 +69,22 @@ def attention(
     out, lse = rows(q, k, v)
     if global_q is not None and global_k is not None and global_v is not None:
         own_out, own_lse = rows(global_q, global_k, global_v)
-        own = _globals(pattern, global_mask, padding)[:, None, keys - queries :]
+        own = _globals(pattern, global_mask, padding, documents)[:, None, keys - queries :]
         out, lse = torch.where(own[..., None], own_out, out), torch.where(own, own_lse, lse)
     return out.masked_fill(padded_rows, 0), lse.masked_fill(padded_rows[..., 0], -torch.inf)
 
 
 def _softmax_rows(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float, softcap: float | None,
-    bias: Tensor | None, sinks: Tensor | None, keep: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor,
+    scale: float,
+    softcap: float | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     scores = (q @ k.mT).to(accumulation_dtype(q.dtype)) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -83,28 +101,45 @@ def _softmax_rows(
     return weights.to(v.dtype) @ v, lse
 
 
-def _globals(pattern: Pattern, global_mask: Tensor | None, padding: Tensor) -> Tensor:
+def _globals(pattern: Pattern, global_mask: Tensor | None, padding: Tensor, documents: Tensor) -> Tensor:
     """Bool [B, M]: global tokens of every example; a padded one is padding."""
     lowered = pattern.lowered if global_mask is None else pattern.lowered_with_globals
-    static = torch.tensor(lowered.positions, dtype=torch.int64, device=padding.device)
-    mask = torch.zeros_like(padding) if global_mask is None else global_mask
-    return mask.index_fill(1, static, True) & ~padding
+    mask = torch.zeros_like(padding) if global_mask is None else global_mask.clone()
+    for example, first, end in _runs(documents):
+        for position in lowered.positions:
+            if position < end - first:
+                mask[example, first + position] = True
+    return mask & ~padding
 
 
 def _visible(
-    pattern: Pattern, global_mask: Tensor | None, padding: Tensor, heads: int, queries: int
+    pattern: Pattern, global_mask: Tensor | None, padding: Tensor, documents: Tensor, heads: int, queries: int
 ) -> Tensor:
-    """Bool [B or 1, H, N, M]: the pattern, and per-example globals as rows and as columns."""
-    keys = padding.shape[1]
-    seen = pattern.mask(queries, keys, heads).to(padding.device)[None]
-    if global_mask is not None:
-        mask = global_mask & ~padding
-        either = mask[:, None, None, :] | mask[:, None, keys - queries :, None]
-        if pattern.is_causal:
-            position = torch.arange(keys, device=padding.device)
-            either = either & (position <= position[keys - queries :, None])
-        seen = seen | either
+    """Bool [B, H, N, M]: the pattern of every document, and per-example globals as rows and as columns."""
+    (batch, keys), device = padding.shape, padding.device
+    before = keys - queries
+    seen = torch.zeros(batch, heads, queries, keys, dtype=torch.bool, device=device)
+    head = torch.arange(heads, device=device)[:, None, None]
+    for example, first, end in _runs(documents):
+        key = torch.arange(end - first, device=device)
+        query = key[max(before - first, 0) :, None]
+        own = torch.as_tensor(pattern.sees(head, query, key))
+        if global_mask is not None:
+            mask = (global_mask & ~padding)[example, first:end]
+            either = mask | mask[query]
+            own = own | (either & (key <= query) if pattern.is_causal else either)
+        seen[example, :, max(first - before, 0) : max(end - before, 0), first:end] = own
     return seen & ~padding[:, None, None, :]
+
+
+def _runs(documents: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Example, first position and end of every document."""
+    for example, ids in enumerate(documents.tolist()):
+        first = 0
+        for _, run in groupby(ids):
+            count = len(list(run))
+            yield example, first, first + count
+            first += count
 
 
 def _dense_bias(bias: Tensor, pattern: Pattern, keys: int) -> Tensor:

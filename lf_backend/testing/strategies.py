@@ -92,6 +92,8 @@ def cases(draw: st.DrawFn) -> Case:
         value_dim=draw(st.sampled_from((None, None, None, 3, 24))),
         padding=draw(st.sampled_from(("", "", "right", "left", "middle", "all"))),
         globals=tokens,
+        listed=draw(st.booleans()),
+        documents=draw(st.sampled_from((0, 0, 0, 1, 3, 20))),
         separate=(tokens is not None or bool(pattern.lowered.positions)) and draw(st.booleans()),
         sinks=draw(some),
         bias=draw(st.sampled_from((1, batch))) if limited and draw(some) else 0,

@@ -8,27 +8,55 @@ from typing import Any
 
 import pytest
 import torch
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.tuning import Tiles
 from lf_backend.errors import BuildError
 
 
-class TooLarge:
-    """A kernel that asks for more shared memory than there is."""
+class Failing:
+    """A kernel whose launch fails."""
 
     fn = SimpleNamespace(__name__="forward")
 
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
     def __getitem__(self, grid: tuple[int, int]) -> Any:
         def launch(**arguments: Any) -> None:
-            raise OutOfResources(300_000, 232_448, "shared memory")
+            raise self.error
 
         return launch
 
 
-def test_too_large_a_tile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
-    wanted = r"forward with Tiles\(rows=128.*shared memory, Required: 300000, Hardware limit: 232448"
-    with pytest.raises(BuildError, match=wanted):
-        Device(90, 132, 0).launch(TooLarge(), (1, 1), Tiles(128, 128, 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (
+            OutOfResources(300_000, 232_448, "shared memory"),
+            "shared memory, Required: 300000, Hardware limit",
+        ),
+        (PTXASError("Value 'sm_999' is not defined for option 'gpu-name'"), "sm_999"),
+        (RuntimeError("PassManager::run failed"), "PassManager::run failed"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "out of memory"),
+        (RuntimeError("Triton Error [CUDA]: device kernel image is invalid"), "image is invalid"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_cannot_be_built_is_named(error: Exception, wanted: str) -> None:
+    with pytest.raises(BuildError, match=rf"forward with Tiles\(rows=128.*{wanted}"):
+        Device(90, 132, 0).launch(Failing(error), (1, 1), Tiles(128, 128, 8, 4))
+
+
+def test_what_befell_the_device_is_not_hidden() -> None:
+    """It may be an earlier kernel's, and another backend would fail as well."""
+    error = RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access") as caught:
+        Device(90, 132, 0).launch(Failing(error), (1, 1), Tiles(128, 128, 8, 4))
+    assert caught.value is error

@@ -1,5 +1,6 @@
 """The demo, tiny: it agrees, it notices when the models disagree, and it is clear about what it lacks."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def test_the_models_agree(transformers, text):
     assert Path("lf-demo.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_results_as_data(transformers, text):
+    result = small("--json", text)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["agree"] and found["machine"].startswith(("quiet", "busy"))
+    (row,) = found["rows"]
+    assert row["length"] == 96 and 0 < row["ours"]["attention"] < row["ours"]["seconds"]["median"] * 2
+    assert "the same answer" in result.stderr
+
+
 def test_a_text_shorter_than_asked_ends_the_lengths(transformers, tmp_path):
     (tmp_path / "a.txt").write_text("A short text, ", encoding="utf-8")
     (tmp_path / "b.txt").write_text("in two files.", encoding="utf-8")
@@ -97,17 +108,33 @@ def checkpoint(transformers, directory, config):
 
 def longformer(transformers, **others):
     return lambda **more: transformers.LongformerConfig(
-        hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=16, pad_token_id=1,
-        attention_window=[8, 4], max_position_embeddings=66, **others, **more,
-    )  # fmt: skip
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=16,
+        pad_token_id=1,
+        attention_window=[8, 4],
+        max_position_embeddings=66,
+        **others,
+        **more,
+    )
 
 
 def led(transformers):
     return lambda **more: transformers.LEDConfig(
-        d_model=16, encoder_attention_heads=2, decoder_attention_heads=2, encoder_layers=1, decoder_layers=1,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, attention_window=8, max_encoder_position_embeddings=64,
-        max_decoder_position_embeddings=64, pad_token_id=1, **more,
-    )  # fmt: skip
+        d_model=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        attention_window=8,
+        max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64,
+        pad_token_id=1,
+        **more,
+    )
 
 
 @pytest.mark.parametrize("config", [longformer, led])

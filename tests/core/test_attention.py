@@ -6,7 +6,8 @@ import torch._dynamo.testing
 from torch.utils.checkpoint import checkpoint
 
 import lf_backend as lf
-from lf_backend.ops.pattern_table import intern
+from lf_backend.ops.arguments import Arguments
+from lf_backend.pattern.interned import intern
 from lf_backend.testing.cases import CASES
 
 PATTERN = lf.Window(6, 4) | lf.Global(0)
@@ -138,11 +139,17 @@ def test_operator_passes_torchs_own_checks(name: str) -> None:
     case = CASES[name]
     t = case.tensors(torch.float32, torch.device("cpu"))
     seed = torch.tensor([5]) if case.dropout_p else None
-    arguments = (
-        t.q, t.k, t.v, t.global_q, t.global_k, t.global_v, t.key_padding, t.global_mask, t.sinks,
-        t.band_bias, seed, intern(case.pattern), 0.3, case.softcap, case.dropout_p, True, "",
-    )  # fmt: skip
-    torch.library.opcheck(torch.ops.lf_backend.attention.default, arguments)
+    arguments = Arguments(
+        **t.named(),
+        seed=seed,
+        pattern=intern(case.pattern),
+        scale=0.3,
+        softcap=case.softcap,
+        dropout_p=case.dropout_p,
+        differentiable=True,
+        backend="",
+    )
+    torch.library.opcheck(torch.ops.lf_backend.attention.default, arguments.values())
 
 
 @every_backend
@@ -257,3 +264,24 @@ def test_probabilities_of_separate_projections() -> None:
     out = lf.attention(t.q, t.k, t.v, case.pattern, **own)
     torch.testing.assert_close((weights @ t.global_v)[:, :, 20], out[:, :, 20])
     torch.testing.assert_close((weights @ t.v)[:, :, 19], out[:, :, 19])
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_cuda_graphs_end_at_calls_that_wait_alone(counted: bool) -> None:
+    """A mask's global tokens are counted by the host, positions are not."""
+    named = []
+
+    def note(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        named.extend(node.target for node in graph.graph.nodes if "lf_backend" in str(node.target))
+        return graph
+
+    q = torch.randn(1, 2, 20, 8)
+    mask = torch.arange(20)[None] == 3
+    given = {"global_mask": mask} if counted else {"global_positions": torch.tensor([[3]])}
+    compiled = torch.compile(
+        lambda q, given: lf.attention(q, q, q, PATTERN, **given), fullgraph=True, backend=note
+    )
+    torch.testing.assert_close(compiled(q, given), lf.attention(q, q, q, PATTERN, **given))
+    (operator,) = named
+    tags = (operator.default if hasattr(operator, "default") else operator).tags
+    assert (torch.Tag.cudagraph_unsafe in tags) is counted

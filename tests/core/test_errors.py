@@ -22,7 +22,12 @@ OWN = {"global_q": Q, "global_k": Q, "global_v": Q}
 
 BAD = [
     ("q: a tensor wanted, got list", {"q": [1]}),
+    ("k: a tensor wanted, got NoneType", {"k": None}),
+    ("sinks: a tensor wanted, got list", {"sinks": [1.0]}),
+    ("global_v: a tensor wanted, got float", {**OWN, "global_v": 1.0}),
     ("q: [batch, heads, length, head_dim] wanted, got [4, 10, 8]", {"q": t(4, 10, 8)}),
+    ("q: [batch, heads, length, head_dim] wanted, got []", {"q": t()}),
+    ("q: head_dim >= 1 wanted, got [2, 4, 10, 0]", {x: t(2, 4, 10, 0) for x in "qkv"}),
     ("wanted, got torch.int64", {x: t(2, 4, 10, 8, dtype=torch.int64) for x in "qkv"}),
     ("k: dtype torch.float32 of q wanted, got torch.float64", {"k": Q.double()}),
     ("k: device cpu of q wanted, got meta", {"k": Q.to("meta"), "v": Q.to("meta")}),
@@ -42,7 +47,7 @@ BAD = [
     ("global_q, global_k, global_v: all or none wanted, missing ['global_k', 'global_v']", {"global_q": Q}),
     ("global_v: shape [2, 4, 10, 8] wanted, got [2, 4, 9, 8]",
      {**OWN, "global_v": t(2, 4, 9, 8), "pattern": GLOBAL}),
-    ("global_q: a pattern with global tokens or a global_mask wanted, got window(4, 4)", OWN),
+    ("a pattern with global tokens, a global_mask or global_positions wanted, got window(4, 4)", OWN),
     ("sinks: shape [4] wanted, got [3]", {"sinks": t(3)}),
     ("sinks: a floating dtype wanted, got torch.int64", {"sinks": t(4, dtype=torch.int64)}),
     ("band_bias: shape [1 or 2, 4, 10, 9] wanted, got [1, 4, 10, 8]", {"band_bias": t(1, 4, 10, 8)}),
@@ -51,6 +56,8 @@ BAD = [
     ("dropout_p: a probability in [0, 1) wanted, got 1.0", {"dropout_p": 1.0}),
     ("dropout_p: a probability in [0, 1) wanted, got -0.1", {"dropout_p": -0.1}),
     ("scale: a finite number wanted, got nan", {"scale": float("nan")}),
+    ("scale: a float wanted, got 'half'", {"scale": "half"}),
+    ("dropout_p: a float wanted, got [0.1]", {"dropout_p": [0.1]}),
     ("softcap: a finite number > 0 or None wanted, got 0.0", {"softcap": 0.0}),
     ("pattern: a lf_backend pattern or its string wanted, got 7", {"pattern": 7}),
     ("dilation: one int per head wanted, 4 heads, got 3 values", {"pattern": lf.Window(1, 1, (1, 2, 3))}),
@@ -91,7 +98,7 @@ def test_forced_backend_that_cannot_says_all_its_reasons() -> None:
             lf.attention(Q, Q, Q, pattern, softcap=1.0, backend="plain")
     finally:
         registry.unregister("plain")
-    assert "plain      cannot: predicate is not supported; softcap is not supported" in str(error.value)
+    assert "plain       cannot: predicate is not supported; softcap is not supported" in str(error.value)
     assert error.value.selection.chosen is None
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import lf_backend as lf
 from lf_backend.backends import flex
-from lf_backend.backends.flex import Flex
+from lf_backend.backends.flex import Flex, FlexFlash
 from lf_backend.dispatch import registry, select
 from lf_backend.errors import BuildError
 from lf_backend.pattern.interchange import BLOCK
@@ -22,7 +22,7 @@ from lf_backend.testing.cases import named
 from lf_backend.testing.strategies import cases
 
 
-def stand_in(q, k, v, mask, scale, score_mod):
+def stand_in(q, k, v, mask, scale, score_mod, options):
     """flex_attention in float32, differentiable: out and lse."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
@@ -130,7 +130,7 @@ class Fused(StandIn):
     name = "flex_fused"
 
     @staticmethod
-    def attention(q, k, v, mask, scale, score_mod):
+    def attention(q, k, v, mask, scale, score_mod, options):
         compiled = torch.compile(flex_attention, fullgraph=True)
         return compiled(q, k, v, score_mod, mask, scale, q.shape[1] != k.shape[1]), torch.zeros(q.shape[:3])
 
@@ -166,6 +166,61 @@ def test_on_cuda_it_can_and_does_not_come_first() -> None:
     found = lf.explain(q, q, q, "big_bird(4096)", machine=machine)
     verdict = next(v for v in found.verdicts if v.backend == "flex")
     assert not verdict.reasons and found.chosen != "flex"
+
+
+class FlashStandIn(FlexFlash):
+    """The variant with FlexAttention's FLASH kernel, on a CPU."""
+
+    name = "flex_flash_stand_in"
+    priority = -1
+    capabilities = lf.Capabilities(
+        Flex.capabilities.features, FlexFlash.capabilities.dtypes, max_head_dim=128
+    )
+    attention = staticmethod(stand_in)
+
+
+@pytest.fixture
+def flash_stand_in(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(select, "_ruled_out", {})
+    registry.register(FlashStandIn)
+    yield
+    registry.unregister("flex_flash_stand_in")
+
+
+def test_the_flash_kernel_runs_forward_alone(flash_stand_in, monkeypatch) -> None:
+    """It takes no gradient of the log-sum-exp: the backward is that of `flex`."""
+    options: list = []
+    monkeypatch.setattr(
+        FlashStandIn, "attention", staticmethod(lambda *args: options.append(args[-1]) or stand_in(*args))
+    )
+    check(dict(named())["global tokens per example"], "flex_flash_stand_in", torch.bfloat16)
+    assert {"BACKEND": "FLASH"} in options and None in options
+    options.clear()
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 1, 20, 16, dtype=torch.float16))
+    lf.attention(q, k, v, lf.Window(2, 1), backend="flex_flash_stand_in").sum().backward()
+    assert options == [{"BACKEND": "FLASH"}, None]
+
+
+def test_a_pytorch_without_the_flash_kernel_is_a_reason(flash_stand_in, monkeypatch) -> None:
+    from torch.nn.attention import flex_attention as module
+
+    assert FlexFlash().details() == ""
+    monkeypatch.delattr(module, "_Backend")
+    q = torch.randn(1, 1, 20, 16, dtype=torch.float16)
+    with pytest.raises(lf.UnsupportedError, match=r"cannot: FlexAttention of torch .* has no FLASH kernel"):
+        lf.attention(q, q, q, lf.Window(2, 1), backend="flex_flash_stand_in")
+
+
+def test_the_flash_kernel_says_where_it_runs() -> None:
+    q = torch.empty(1, 2, 4096, 200, dtype=torch.float32, device="meta")
+    machine = Machine("cuda", "some GPU", (10, 0), (("triton", "3.9.0"),))
+    found = lf.explain(q, q, q, lf.Window(2, 1), machine=machine)
+    assert next(v.reasons for v in found.verdicts if v.backend == "flex_flash") == (
+        "dtype in ['bfloat16', 'float16'] wanted, call has float32",
+        "head_dim <= 128 wanted, call has 200",
+        "package flash-attn-4 is not installed",
+        "compute capability 9.x wanted (blocks of 128 queries), device has 10.0",
+    )
 
 
 class Unbuilt(StandIn):

@@ -57,3 +57,15 @@ def test_marks_a_function_as_torch_compiler_does() -> None:
     script = "import torch; f = torch.compiler.assume_constant_result(lambda: 0); print(*vars(f))"
     marks = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert marks.stdout.split() == list(vars(constant_in_graphs(lambda: 0)))
+
+
+NOUN_CLAUSES = ("What ", "Of ", "The same", "As ", "Not ", "By ", "Where ", "Who ", "Which ")
+
+
+def test_docstrings_are_sentences_or_name_a_thing() -> None:
+    """None begins with a noun clause, in the core and in the integrations."""
+    for path in (*ROOT.rglob("*.py"), *(ROOT.parent / "integrations").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node) or ""
+                assert not text.startswith(NOUN_CLAUSES), f"{path}: {text.splitlines()[0]}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend.dispatch import measured, select
+from lf_backend.dispatch import measured, registry
 from lf_backend.dispatch.measured import MeasuredCall, nearest, ordered
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
@@ -29,10 +29,10 @@ WHOLE = row(64, 64, Coverage.ALL, sdpa=0.5, reference=1.0, blocked=2.0)
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(measured, "rows", lambda: (SHORT, LONG, WHOLE))
-    select._select.cache_clear()
+    registry._bump()
     yield
     monkeypatch.undo()
-    select._select.cache_clear()
+    registry._bump()
 
 
 def problem(length: int, window: int, *features: Feature, coverage: Coverage = Coverage.PART) -> Problem:
@@ -64,7 +64,7 @@ def test_explain_shows_the_row_that_decided(table: None) -> None:
     q = torch.randn(1, 2, 60, 8)
     found = lf.explain(q, q, q, lf.Window(8, 8))
     assert found.chosen == "reference"
-    assert "blocked    could, but reference comes first" in str(found)
+    assert "blocked     could, but reference comes first" in str(found)
     assert str(found).endswith(
         "nearest measured call: 64 queries, 64 keys, window of 17, some pairs, float32, forward: "
         "reference 1 ms, blocked 2 ms"

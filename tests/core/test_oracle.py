@@ -1,6 +1,8 @@
 """The oracle against three nested loops over Python floats, in which nothing is clever."""
 
 import math
+from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,18 +68,40 @@ def _logit(case: Case, t: Tensors, q, k, batch: int, head: int, row: int, key: i
 
 
 def _sees(case: Case, t: Tensors, batch: int, head: int, query: int, key: int) -> bool:
-    if _padded(t, batch, key):
+    start = _start(t, batch, query)
+    if _padded(t, batch, key) or start != _start(t, batch, key):
         return False
-    if case.pattern.visible(query, key, head):
+    if case.pattern.visible(query - start, key - start, head):
         return True
-    if t.global_mask is None or (case.pattern.is_causal and key > query):
+    if case.pattern.is_causal and key > query:
         return False
-    return any(t.global_mask[batch, at].item() and not _padded(t, batch, at) for at in (query, key))
+    return any(_is_marked(t, batch, at) and not _padded(t, batch, at) for at in (query, key))
+
+
+def _start(t: Tensors, batch: int, position: int) -> int:
+    """Where the position's document starts."""
+    return 0 if t.documents is None else _starts(t, batch)[position]
+
+
+@cache
+def _starts(t: Tensors, batch: int) -> list[int]:
+    assert t.documents is not None, "asked only where there are some"
+    starts = [0]
+    for position, (before, own) in enumerate(pairwise(t.documents[batch].tolist()), start=1):
+        starts.append(starts[-1] if own == before else position)
+    return starts
 
 
 def _is_global(case: Case, t: Tensors, batch: int, position: int) -> bool:
-    per_example = t.global_mask is not None and bool(t.global_mask[batch, position])
-    return per_example or position in case.pattern.lowered.positions
+    inside = position - _start(t, batch, position)
+    return _is_marked(t, batch, position) or inside in case.pattern.lowered.positions
+
+
+def _is_marked(t: Tensors, batch: int, position: int) -> bool:
+    """Whether the call says that the position is global, as a mask or in a list."""
+    if t.global_positions is not None:
+        return position in t.global_positions[batch].tolist()
+    return t.global_mask is not None and bool(t.global_mask[batch, position])
 
 
 def _padded(t: Tensors, batch: int, position: int) -> bool:

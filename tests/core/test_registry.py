@@ -8,6 +8,8 @@ import torch
 import lf_backend as lf
 from lf_backend.backends.reference import Reference
 from lf_backend.dispatch import registry
+from lf_backend.dispatch.priorities import PLACES
+from lf_backend.problem import Feature
 
 
 @pytest.fixture
@@ -33,8 +35,31 @@ def test_built_in_backends_are_found_by_listing_the_folder() -> None:
 
 
 def test_order_is_priority_then_name() -> None:
-    ranks = [(-entry.priority, name) for name, entry in registry.working().items()]
+    ranks = [(-registry.priority(entry), name) for name, entry in registry.working().items()]
     assert ranks == sorted(ranks)
+
+
+def test_one_table_has_the_place_of_every_built_in_backend_and_why() -> None:
+    ours = [
+        entry for entry in registry.working().values() if type(entry).__module__.startswith("lf_backend.")
+    ]
+    built_in = {entry.name for entry in ours}
+    assert built_in == PLACES.keys()
+    assert all(place.because for place in PLACES.values())
+    assert len({place.priority for place in PLACES.values()}) == len(PLACES)
+    assert list(PLACES) == sorted(PLACES, key=lambda name: -PLACES[name].priority)
+    for name, place in PLACES.items():
+        backend = registry.get(name)
+        assert registry.priority(backend) == place.priority == getattr(backend, "priority", place.priority)
+
+
+def test_those_that_say_by_name_run_only_by_name() -> None:
+    """What can run everything everywhere comes before them."""
+    everything = registry.get("blocked").capabilities
+    assert everything.features == set(Feature) and everything.devices is None and not everything.packages
+    below = {name for name, place in PLACES.items() if place.priority < PLACES["blocked"].priority}
+    by_name = {name for name, place in PLACES.items() if place.because.startswith("by name")}
+    assert by_name == below - {"sdpa"}, "which measured calls put first"
 
 
 def test_a_broken_plug_in_is_a_visible_verdict(fresh: pytest.MonkeyPatch) -> None:
@@ -46,7 +71,7 @@ def test_a_broken_plug_in_is_a_visible_verdict(fresh: pytest.MonkeyPatch) -> Non
     )
     q = torch.randn(1, 1, 5, 4)
     selection = lf.explain(q, q, q, lf.Window(1, 1))
-    assert "fast       cannot: could not be loaded: OSError: libfast.so: cannot open" in str(selection)
+    assert "fast        cannot: could not be loaded: OSError: libfast.so: cannot open" in str(selection)
     assert selection.chosen not in (None, "fast")
     with pytest.raises(lf.UnsupportedError, match=r"backend 'fast' cannot run this call[\s\S]*libfast.so"):
         lf.attention(q, q, q, lf.Window(1, 1), backend="fast")

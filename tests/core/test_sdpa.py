@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import lf_backend as lf
+from lf_backend.backends import sdpa
 
 EVERYTHING, PAST = lf.Window(None, None), lf.Causal()
 
@@ -36,6 +37,22 @@ def test_an_output_that_the_dtype_cannot_hold() -> None:
         found[backend] = [x.grad for x in leaves]
     assert all(x.isfinite().all() for x in found["sdpa"])
     torch.testing.assert_close(found["sdpa"], found["reference"])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_kernels_own_backward_runs_where_the_log_sum_exp_has_no_gradient(compiled, monkeypatch) -> None:
+    runs, kernel = [], sdpa._flash_backward
+    monkeypatch.setattr(
+        sdpa, "_flash_backward", lambda *args, **more: runs.append(1) or kernel(*args, **more)
+    )
+    leaves = [x.requires_grad_() for x in torch.randn(3, 1, 2, 9, 8)]
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return lf.attention(q, k, v, EVERYTHING, return_lse=True, backend="sdpa")[0]
+
+    call = torch.compile(attend, fullgraph=True, backend="aot_eager") if compiled else attend
+    call(*leaves).sum().backward()
+    assert len(runs) == 1
 
 
 def reasons(pattern: lf.Pattern, n: int, m: int, **given: torch.Tensor) -> str:

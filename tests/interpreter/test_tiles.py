@@ -22,7 +22,7 @@ from lf_backend.backends.triton.tiles import (
     part_of,
     span,
     tanh,
-)  # fmt: skip
+)
 from lf_backend.numerics import dropout
 from lf_backend.pattern.bands import Band
 from lf_backend.pattern.bands import class_length as core_class_length
@@ -31,7 +31,7 @@ from lf_backend.testing.cases import CASES
 
 @triton.jit
 def _span(out, first, last, before, after, low, high, part, parts, TILE: tl.constexpr):
-    start, stop, inner, outer = span(first, last, before, after, low, high, TILE)
+    start, stop, inner, outer = span(first, last, before, after, low, high, low, high, TILE)
     start, stop, inner, outer = part_of(start, stop, inner, outer, part, parts, TILE)
     tl.store(out, start)
     tl.store(out + 1, stop)
@@ -105,12 +105,12 @@ def _keep(out, dropped, head, batch, queries, keys):
     tl.store(out + rows[:, None] * 32 + columns[None, :], found)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**61 + 12345])
-def test_dropout_drops_the_same_weights(seed: int) -> None:
-    given = torch.tensor([seed])
+@pytest.mark.parametrize("seed", [(0,), (1,), (2**61 + 12345,), (7, 0), (7, 5000)])
+def test_dropout_drops_the_same_weights(seed: tuple[int, ...]) -> None:
+    given = torch.tensor(seed)
     starts = dropout.starts(given, torch.arange(3))
     out = torch.empty(16, 32)
-    _keep[(1,)](out, Dropout(starts, dropout.threshold(0.3), 1 / 0.7), 2, 1, 70, 9)
+    _keep[(1,)](out, Dropout(starts, dropout.origin(given), dropout.threshold(0.3), 1 / 0.7), 2, 1, 70, 9)
     queries, keys = torch.arange(70, 86), torch.arange(9, 41)
     wanted = dropout.keep(given, 1, torch.tensor([2]), queries, keys, 0.3, torch.float32)[0]
     assert torch.equal(out, wanted)

@@ -15,7 +15,7 @@ import torch
 
 import lf_backend as lf
 from lf_backend.backends.native import library
-from lf_backend.dispatch import select
+from lf_backend.dispatch import registry
 from lf_backend.testing import CASES, check
 
 SETS = library.instruction_sets(ctypes.CDLL(str(library.PATH))) if library.PATH.exists() else []
@@ -26,13 +26,13 @@ def answer() -> Iterator[None]:
     library.found.cache_clear()
     yield
     library.found.cache_clear()
-    select._select.cache_clear()
+    registry._bump()
 
 
 def why_not(monkeypatch: pytest.MonkeyPatch, path: Path) -> str:
     monkeypatch.setattr(library, "PATH", path)
     library.found.cache_clear()
-    select._select.cache_clear()
+    registry._bump()
     q = torch.zeros(1, 1, 4, 8)
     selection = lf.explain(q, q, q, lf.Window(1, 1))
     assert selection.chosen != "native"
@@ -83,18 +83,24 @@ def test_every_instruction_set(name: str, case: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 @pytest.mark.parametrize("name", [name for name, _ in SETS])
 def test_no_instruction_leaks(name: str) -> None:
-    """Only functions in the namespace of AVX-512 have its registers: 512 bits, masks, the upper sixteen."""
+    """Only functions in the namespaces of AVX-512 and AMX have its registers (512 bits, masks, the upper
+    sixteen), and only those of AMX have tiles."""
     command = ["objdump", "-d", "--no-show-raw-insn", str(library.PATH)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    wide = re.compile(r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
-    functions: dict[str, bool] = {}
+    functions: dict[str, str] = {}
     for block in text.split("\n\n"):
         if header := re.match(r"[0-9a-f]+ <(.+)>:", block.lstrip("\n")):
-            functions[header[1]] = bool(wide.search(block))
-    own = {symbol: leaks for symbol, leaks in functions.items() if f"{len(name)}{name}" in symbol}
+            functions[header[1]] = block
+    wide = using(functions, r"%zmm|%k[0-7]\b|%[xy]mm(1[6-9]|2\d|3[01])\b")
+    tiles = using(functions, r"%tmm|\bldtilecfg|\btilerelease")
+    own = {symbol for symbol in functions if f"{len(name)}{name}" in symbol}
     assert own, "the library keeps its symbols"
-    if name == "avx512":
-        assert any(own.values()), "this test can see them"
-    else:
-        assert not any(own.values())
-    assert not any(leaks for symbol, leaks in functions.items() if "6avx512" not in symbol)
+    assert bool(own & wide) == (name in ("avx512", "amx")), "this test can see them"
+    assert bool(own & tiles) == (name == "amx")
+    assert not {symbol for symbol in wide if "6avx512" not in symbol and "3amx" not in symbol}
+    assert not {symbol for symbol in tiles if "3amx" not in symbol}
+
+
+def using(functions: dict[str, str], registers: str) -> set[str]:
+    """Names of the functions that use some registers."""
+    return {name for name, code in functions.items() if re.search(registers, code)}

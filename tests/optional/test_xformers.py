@@ -88,6 +88,18 @@ def test_a_window_alone_is_xformers_own_call(monkeypatch) -> None:
     assert (bias.window_left, bias.window_right, scale) == (3, 2, 0.25)
 
 
+@pytest.mark.parametrize(("pattern", "calls"), [("window(4, 0)", 1), ("causal()", 1), ("window(4, 1)", 3)])
+def test_documents_share_a_call_where_there_is_a_bias_for_it(monkeypatch, pattern, calls) -> None:
+    seen = []
+    monkeypatch.setattr(StandIn, "attend", staticmethod(lambda *args: seen.append(args) or attend(*args)))
+    q, k, v = torch.randn(3, 2, 2, 20, 16, dtype=torch.float16)
+    ids = torch.tensor([[0] * 20, [0] * 7 + [1] * 13])
+    out = lf.attention(q, k, v, pattern, documents=ids, backend="xformers_stand_in")
+    assert len(seen) == calls
+    wanted = lf.attention(q, k, v, pattern, documents=ids, backend="reference")
+    torch.testing.assert_close(out, wanted, rtol=2e-3, atol=2e-3)
+
+
 def test_what_xformers_refuses_is_a_reason() -> None:
     """Its own operator on a CPU, which says why it does not run there."""
     q = torch.randn(1, 1, 24, 16, dtype=torch.float16)

@@ -42,6 +42,8 @@ def test_which_bands_can_be_taken_disjoint() -> None:
     assert disjoint((Band(4, 4, (2,)), Band(4, 4, (3,)))) is None
     assert disjoint((Band(4, 4, (1,)), Band(4, 4, (2, 8)))) is None
     assert disjoint((Band(1, 1, (1, 2)), Band(9, 5, (2, 4)))) == (
-        Band(1, 1, (1, 2)), Band(9, -1, (2, 4)), Band(-1, 5, (2, 4)),
-    )  # fmt: skip
+        Band(1, 1, (1, 2)),
+        Band(9, -1, (2, 4)),
+        Band(-1, 5, (2, 4)),
+    )
     assert disjoint(()) == ()

@@ -52,17 +52,21 @@ def test_check_accepts_what_is_right():
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (Predicate(same_block, lambda h, first, last, m: [(first, last)]),
-         r"bounds: a key within them wanted, got another for head 0, query "),
-        (Predicate(same_block, lambda h, first, last, m: [(0, m, True)]),
-         r"bounds: only visible pairs in a full span wanted, got another for head 0, query 0, key 4 "),
+        (
+            Predicate(same_block, lambda h, first, last, m: [(first, last)]),
+            r"bounds: a key within them wanted, got another for head 0, query ",
+        ),
+        (
+            Predicate(same_block, lambda h, first, last, m: [(0, m, True)]),
+            r"bounds: only visible pairs in a full span wanted, got another for head 0, query 0, key 4 ",
+        ),
         (Predicate(lambda h, q, k: k < q.max()), r"fn: an answer that depends on the pair alone wanted"),
         (Predicate(lambda h, q, k: torch.rand((q + k).shape) < 0.5), r"depends on the pair alone wanted"),
         (Predicate(lambda h, q, k: k < 0), r"a pattern that shows something wanted, got no pair of 30 x 30"),
         (lf.Global(), r"a pattern that shows something wanted, got no pair of 30 x 30: global\(\)"),
         (Predicate(same_block, lambda h, first, last, m: [first]), r"bounds: \(start, stop\) or .* wanted"),
     ],
-)  # fmt: skip
+)
 def test_check_finds_what_is_wrong(pattern, message):
     with pytest.raises(PatternError, match=message):
         pattern.check(30)
@@ -72,13 +76,15 @@ def test_check_finds_what_is_wrong(pattern, message):
     ("fn", "message"),
     [
         (lambda h, q, k: q - k, r"fn: a bool tensor wanted, got torch.int64 from predicate<"),
-        (lambda h, q, k: torch.ones(7, dtype=torch.bool),
-         r"fn: a shape that broadcasts to .* wanted, got \[7\] from predicate<"),
+        (
+            lambda h, q, k: torch.ones(7, dtype=torch.bool),
+            r"fn: a shape that broadcasts to .* wanted, got \[7\] from predicate<",
+        ),
         (lambda h, q, k: k <= q if q > 3 else k > q, r"branches on values, wanted; .* raised Runtime"),
         (lambda h, q, k: torch.zeros(3, dtype=torch.bool)[k], r"raised IndexError: index"),
         (lambda q, k: q == k, r"raised TypeError"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("backend", ["blocked", "reference"])
 def test_a_call_says_what_is_wrong_with_a_rule(backend, fn, message):
     q = torch.randn(1, 2, 20, 8)

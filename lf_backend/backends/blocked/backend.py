@@ -21,7 +21,6 @@ class Blocked(Backend):
     """See the package."""
 
     name = "blocked"
-    priority = 50
     capabilities = Capabilities(features=frozenset(Feature))
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
@@ -97,9 +96,14 @@ def _merge(strip: Strip, arithmetic: Arithmetic, out: Tensor, lse: Tensor) -> No
 
 
 def _differentiate(
-    strip: Strip, arithmetic: Arithmetic, upstream: tuple[Tensor, Tensor, Tensor],
-    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, grad_bias: Tensor | None,
-) -> None:  # fmt: skip
+    strip: Strip,
+    arithmetic: Arithmetic,
+    upstream: tuple[Tensor, Tensor, Tensor],
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+    grad_bias: Tensor | None,
+) -> None:
     """Add the strip's gradients to those of the call; the first pass over its queries writes theirs."""
     own_q, grad_out, delta, lse = map(strip.of_queries, (grad_q, *upstream))
     own_k, own_v = strip.accumulator(grad_k), strip.accumulator(grad_v)

@@ -34,7 +34,7 @@ class BandStrip(Strip):
     def _seen(self) -> Iterator[tuple[slice, At, Tensor]]:
         for rows in self._rows(BAND_ROWS):
             at = self._keys_of(rows)
-            yield rows, at, self._mask(rows, at)
+            yield rows, at, self._mask(rows, at) + self._of_others(rows, at)
 
     def add_bias(self, grad: Tensor, block: Block, scores: Tensor) -> None:
         assert isinstance(block.at, slice), "keys of a band are a range"
@@ -44,7 +44,10 @@ class BandStrip(Strip):
 
     def _keys_of(self, rows: slice) -> slice:
         length = class_length(self.call.k.shape[2], self.residue, self.dilation)
-        return slice(*self.band.key_range(self._step + rows.start, self._step + rows.stop, length))
+        low, high = self.band.key_range(self._step + rows.start, self._step + rows.stop, length)
+        start, end = self._document_range(rows)
+        low = max(low, min(class_length(start, self.residue, self.dilation), high - 1))
+        return slice(low, max(low + 1, min(high, class_length(end, self.residue, self.dilation))))
 
     def _mask(self, rows: slice, keys: slice) -> Tensor:
         """[R, K] or, with a bias, [H, R, K]."""
@@ -95,6 +98,8 @@ class BandStrip(Strip):
         band = self.band
         if self.call.band_bias is not None and band.left is not None and band.right is not None:
             return band.left, band.right
+        if self.ends is not None:  # no query sees farther than its document
+            return band.clipped(class_length(self.ends.longest, 0, self.dilation))
         return band.clipped(class_length(self.call.k.shape[2], self.residue, self.dilation))
 
     @cached_property

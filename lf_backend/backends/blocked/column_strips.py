@@ -35,14 +35,25 @@ class ColumnStrip(Strip):
 
     def _seen(self) -> Iterator[tuple[slice, At, Tensor]]:
         """No column that is unused, ahead of a causal row, or in a band."""
-        at = self.columns.positions[self.batch]
+        positions, valid = self.columns.positions[self.batch], self.columns.valid[self.batch]
         heads = self.heads.stop - self.heads.start
-        size = min(max(SCORE_BYTES // (4 * heads * len(at)), BAND_ROWS), COLUMN_ROWS)
+        size = min(max(SCORE_BYTES // (4 * heads * len(positions)), BAND_ROWS), COLUMN_ROWS)
         for rows in self._rows(size):
-            queries = self._queries(rows)[:, None]
-            hidden = ~self.columns.valid[self.batch].expand(len(queries), -1)
+            slots = self._slots(rows)
+            at, queries = positions[slots], self._queries(rows)[:, None]
+            hidden = ~valid[slots].expand(len(queries), -1)
             for band in self.shown:
                 hidden = hidden | band.sees(0, queries, at)
             if self.columns.causal:
                 hidden = hidden | (at > queries)
-            yield rows, slice(0, len(at)), self._float(hidden)
+            yield rows, slots, self._float(hidden) + self._of_others(rows, slots)
+
+    def _slots(self, rows: slice) -> slice:
+        """The columns that some queries can see: all, or those of their documents; at least one."""
+        count = self.columns.positions.shape[1]
+        if self.ends is None:
+            return slice(0, count)
+        used = self.columns.positions[self.batch][self.columns.valid[self.batch]]
+        low, high = torch.searchsorted(used, torch.tensor(self._document_range(rows))).tolist()
+        low = min(low, count - 1)
+        return slice(low, max(high, low + 1))

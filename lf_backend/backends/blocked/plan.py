@@ -11,7 +11,7 @@ from lf_backend.backend import Call
 from lf_backend.backends.blocked.band_strips import BandStrip
 from lf_backend.backends.blocked.column_strips import ColumnStrip
 from lf_backend.backends.blocked.rule_strips import RuleStrip, differ, most_keys
-from lf_backend.backends.blocked.strips import BAND_ROWS, SCORE_BYTES, Strip
+from lf_backend.backends.blocked.strips import BAND_ROWS, SCORE_BYTES, Ends, Strip
 from lf_backend.numerics.head_runs import head_runs
 from lf_backend.pattern.bands import Band, class_length
 
@@ -22,14 +22,24 @@ def strips(call: Call) -> Iterator[Strip]:
     """All strips; passes in order, so that a later one finds the earlier one's result."""
     masks: dict[object, Tensor] = {}
     for batch in range(call.q.shape[0]):
+        ends = Ends.of(call, batch)
         for index, band in enumerate(call.lowered.bands):
             for heads, kv_heads in _head_runs(call, _band_scores(call, band), _dilated_alike(call)):
                 own = band.at(heads.start)
                 for residue in range(own.dilations[0]):
                     strip = BandStrip(
-                        call, batch, heads, kv_heads, index == 0, _shown(call, heads, index),
-                        own.dilations[0], residue, own, masks,
-                    )  # fmt: skip
+                        call,
+                        batch,
+                        heads,
+                        kv_heads,
+                        index == 0,
+                        _shown(call, heads, index),
+                        own.dilations[0],
+                        residue,
+                        ends,
+                        own,
+                        masks,
+                    )
                     if strip.start < call.q.shape[2]:
                         yield strip
         first = not call.lowered.bands
@@ -37,11 +47,11 @@ def strips(call: Call) -> Iterator[Strip]:
             scores = _rows(call) * call.columns.positions.shape[1]
             for heads, kv_heads in _head_runs(call, scores, _dilated_alike(call)):
                 shown = _shown(call, heads)
-                yield ColumnStrip(call, batch, heads, kv_heads, first, shown, 1, 0, call.columns)
+                yield ColumnStrip(call, batch, heads, kv_heads, first, shown, 1, 0, ends, call.columns)
             first = False
         if call.lowered.others:
             for heads, kv_heads in _head_runs(call, _rows(call) * most_keys(call), _ruled_alike(call)):
-                yield RuleStrip(call, batch, heads, kv_heads, first, _shown(call, heads), 1, 0)
+                yield RuleStrip(call, batch, heads, kv_heads, first, _shown(call, heads), 1, 0, ends)
 
 
 def passes(call: Call) -> int:

@@ -26,16 +26,44 @@ class RuleStrip(Strip):
     """All queries of some heads, which the rules treat alike."""
 
     def _seen(self) -> Iterator[tuple[slice, At, Tensor]]:
-        for rows, spans in zip(self._rows(BAND_ROWS), rule_map(self.call, self.heads.start), strict=True):
+        for rows, start, spans in self._mapped():
             if not spans and not self.first:
                 continue
             spans = spans or NOTHING
             keys, low, high = positions(spans).to(self.call.q.device), spans[0].start, spans[-1].stop
-            at = slice(low, high) if len(keys) == high - low else keys
-            yield rows, at, self._float(self._hidden(self._queries(rows)[:, None], keys, spans))
+            at = slice(start + low, start + high) if len(keys) == high - low else start + keys
+            yield (
+                rows,
+                at,
+                self._float(self._hidden(self._queries(rows)[:, None], start + keys, spans, start)),
+            )
 
-    def _hidden(self, queries: Tensor, keys: Tensor, spans: Spans) -> Tensor:
-        """Bool [R, K]: no rule shows it, an earlier pass does, or it is padded."""
+    def _mapped(self) -> Iterator[tuple[slice, int, Spans]]:
+        """Blocks of queries of one document, where it starts, and their keys, counted from there."""
+        for start, end, queries in self._document_runs():
+            first = end - queries - self.call.offset
+            sizes = (
+                slice(at, min(at + BAND_ROWS, first + queries))
+                for at in range(first, first + queries, BAND_ROWS)
+            )
+            found = rule_map(self.call, self.heads.start, queries, end - start)
+            yield from ((rows, start, spans) for rows, spans in zip(sizes, found, strict=True))
+
+    def _document_runs(self) -> Iterator[tuple[int, int, int]]:
+        """Start and end of every document that has queries, and how many: its last positions."""
+        keys, offset = self.call.k.shape[2], self.call.offset
+        at = offset
+        while at < keys:
+            start, end = (0, keys) if self.ends is None else (self.ends.start[at], self.ends.end[at])
+            yield start, end, end - at
+            at = end
+
+    def _hidden(self, queries: Tensor, keys: Tensor, spans: Spans, start: int) -> Tensor:
+        """Bool [R, K]: no rule shows it, an earlier pass does, or it is padded.
+
+        Args:
+            start: of the document, from which rules count.
+        """
         hidden = torch.zeros(len(queries), len(keys), dtype=torch.bool, device=keys.device)
         hidden |= self._elsewhere[keys]
         for band in self.shown:
@@ -46,7 +74,7 @@ class RuleStrip(Strip):
             partial = full.logical_not().nonzero()[:, 0].to(keys.device)
             seen = torch.zeros(len(queries), len(partial), dtype=torch.bool, device=keys.device)
             for rule in self.call.lowered.others:
-                seen |= rule.sees(head, queries, keys[partial])
+                seen |= rule.sees(head, queries - start, keys[partial] - start)
             hidden[:, partial] |= ~seen
         return hidden
 
@@ -61,10 +89,9 @@ class RuleStrip(Strip):
         return keys if call.key_padding is None else keys | call.key_padding[self.batch]
 
 
-def rule_map(call: Call, head: int) -> Map:
-    """Return the keys that each block of queries touches."""
-    rules = call.lowered.others
-    return block_map(rules, head * differ(call), call.q.shape[2], call.k.shape[2], BAND_ROWS)
+def rule_map(call: Call, head: int, queries: int, keys: int) -> Map:
+    """Return the keys that each block of queries touches, the last of so many keys."""
+    return block_map(call.lowered.others, head * differ(call), queries, keys, BAND_ROWS)
 
 
 def differ(call: Call) -> bool:
@@ -75,6 +102,8 @@ def differ(call: Call) -> bool:
 def most_keys(call: Call) -> int:
     """The most keys that a block touches, in any head."""
     heads = call.q.shape[1] if differ(call) else 1
-    maps = (rule_map(call, head) for head in range(heads))
+    if call.documents is not None:  # documents differ; a document is at most a row
+        return call.k.shape[2]
+    maps = (rule_map(call, head, call.q.shape[2], call.k.shape[2]) for head in range(heads))
     sizes = (sum(stop - start for start, stop, _ in spans) for found in maps for spans in found)
     return max(sizes, default=1)

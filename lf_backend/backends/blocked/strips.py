@@ -31,6 +31,23 @@ BAND_ROWS = 64  # a band of w taps costs w + rows: few rows waste little, many f
 At = slice | Tensor  # keys of a strip: a range of them, or their indices
 
 
+class Ends(NamedTuple):
+    """Starts and ends of the documents of one example, by position, and the length of the
+    longest, as Python's own numbers."""
+
+    start: list[int]
+    end: list[int]
+    longest: int
+
+    @classmethod
+    def of(cls, call: Call, batch: int) -> Ends | None:
+        """Read those of an example."""
+        if call.documents is None:
+            return None
+        start, end = call.documents.start[batch], call.documents.end[batch]
+        return cls(start.tolist(), end.tolist(), int((end - start).max()))
+
+
 class Keys(NamedTuple):
     """Keys and values [Hkv, m, D], and the same transposed [Hkv, D, m].
 
@@ -78,6 +95,7 @@ class Strip:
         first: no earlier pass has written these rows.
         shown: bands of earlier passes, whose pairs do not count again.
         dilation, residue: 1 and 0 but for a band, which so is a plain window.
+        ends: of packed documents, for Python to read; None without.
     """
 
     call: Call
@@ -88,6 +106,7 @@ class Strip:
     shown: tuple[Band, ...]
     dilation: int
     residue: int
+    ends: Ends | None
 
     @property
     def sees_itself(self) -> bool:
@@ -146,6 +165,24 @@ class Strip:
     def _rows(self, size: int) -> Iterator[slice]:
         count = -(-(self.call.q.shape[2] - self.start) // self.dilation)
         return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+    def _document_range(self, rows: slice) -> tuple[int, int]:
+        """Return the start of the document of the first of some queries, and the end of that of the last."""
+        if self.ends is None:
+            return 0, self.call.k.shape[2]
+        first, last = (
+            self.start + self.call.offset + step * self.dilation for step in (rows.start, rows.stop - 1)
+        )
+        return self.ends.start[first], self.ends.end[last]
+
+    def _of_others(self, rows: slice, at: At) -> Tensor | float:
+        """[R, K]: -inf where the key is in another document than the query; 0 where nothing is hidden so."""
+        start, end = self._document_range(rows)
+        if self.ends is None or self.ends.end[start] == end:
+            return 0.0
+        assert self.call.documents is not None
+        queries, keys = self._queries(rows)[:, None], self._positions_of(at)
+        return self._float(~self.call.documents.together(self.batch, queries, keys))
 
     def _keep(self, rows: slice, at: At) -> Tensor:
         call = self.call

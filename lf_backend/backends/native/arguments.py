@@ -18,7 +18,7 @@ from lf_backend.pattern.bands import Band
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 UNLIMITED = 2**40  # a reach beyond any sequence
 
-_SHAPE, _ROWS, _COLUMNS, _BIAS, _NUMBERS = "7q", "P3q", "PPP2qP", "P5q", "2d3qdq"
+_SHAPE, _ROWS, _COLUMNS, _BIAS, _NUMBERS = "7q", "P3q", "PPP2q3P", "P5q", "2dqPqdq"
 _LAYOUT = struct.Struct(
     "@" + _SHAPE + 3 * _ROWS + "Pq" + _COLUMNS + _BIAS + _NUMBERS + _ROWS + "P" + _ROWS + "P" + _ROWS + "3P"
 )
@@ -26,7 +26,7 @@ _NO_ROWS = (0, 0, 0, 0)
 
 
 class Forward(NamedTuple):
-    """Where results go: out as in the call, lse [B, H, N]."""
+    """The results of a forward pass: out as in the call, lse [B, H, N]."""
 
     out: Tensor
     lse: Tensor
@@ -36,7 +36,7 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What a backward pass reads and writes besides the call; shapes as in `Backend.backward`."""
+    """Tensors that a backward pass reads and writes besides the call; shapes as in `Backend.backward`."""
 
     grad_out: Tensor
     delta: Tensor
@@ -48,9 +48,15 @@ class Backward(NamedTuple):
 
     def fields(self) -> tuple[int, ...]:
         return (
-            *_NO_ROWS, self.lse.data_ptr(), *_rows(self.grad_out), self.delta.data_ptr(), *_rows(self.grad_q),
-            self.grad_k.data_ptr(), self.grad_v.data_ptr(), _address(self.grad_bias),
-        )  # fmt: skip
+            *_NO_ROWS,
+            self.lse.data_ptr(),
+            *_rows(self.grad_out),
+            self.delta.data_ptr(),
+            *_rows(self.grad_q),
+            self.grad_k.data_ptr(),
+            self.grad_v.data_ptr(),
+            _address(self.grad_bias),
+        )
 
 
 class Packed(NamedTuple):
@@ -71,16 +77,35 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
         )
     batch, heads, queries, head_dim = q.shape
     bands = _bands(call.lowered.bands, heads)
+    seed = _placed(call.seed)
     positions = None if call.positions is None else call.positions.contiguous()
     padding = None if call.key_padding is None else call.key_padding.contiguous()
     columns, shown, count, causal = _columns(call)
     data = _LAYOUT.pack(
-        DTYPES[q.dtype], batch, heads, k.shape[1], queries, k.shape[2], head_dim,
-        *_rows(q), *_rows(k), *_rows(v), bands.buffer_info()[0], len(call.lowered.bands),
-        _address(positions), _address(columns), _address(shown), count, causal, _address(padding),
-        *_bias(call.band_bias), *_numbers(call), *results.fields(),
-    )  # fmt: skip
-    return Packed(data, (q, k, v, bands, positions, padding, columns, shown, results))
+        DTYPES[q.dtype],
+        batch,
+        heads,
+        k.shape[1],
+        queries,
+        k.shape[2],
+        head_dim,
+        *_rows(q),
+        *_rows(k),
+        *_rows(v),
+        bands.buffer_info()[0],
+        len(call.lowered.bands),
+        _address(positions),
+        _address(columns),
+        _address(shown),
+        count,
+        causal,
+        _address(padding),
+        *map(_address, call.documents or (None, None)),
+        *_bias(call.band_bias),
+        *_numbers(call, seed),
+        *results.fields(),
+    )
+    return Packed(data, (q, k, v, bands, positions, padding, columns, shown, seed, call, results))
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -117,10 +142,13 @@ def _bias(bias: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0, 0, 0, 0) if bias is None else (bias.data_ptr(), *bias.stride(), bias.shape[0])
 
 
-def _numbers(call: Call) -> tuple[float, ...]:
-    drops, seed, threshold, keep = 0, 0, 0, 0.0
+def _placed(seed: Tensor | None) -> Tensor | None:
+    """Return the seed and the place of the call in its row."""
+    return seed if seed is None or len(seed) == 2 else torch.cat([seed, torch.zeros_like(seed)])
+
+
+def _numbers(call: Call, seed: Tensor | None) -> tuple[float, ...]:
+    drops, threshold, keep = 0, 0, 0.0
     if call.dropout_p:
-        assert call.seed is not None, "the operator draws a seed"
-        drops, seed, threshold = 1, int(call.seed), dropout.threshold(call.dropout_p)
-        keep = 1 / (1 - call.dropout_p)
-    return (call.scale, call.softcap or 0.0, drops, seed, threshold, keep, torch.get_num_threads())
+        drops, threshold, keep = 1, dropout.threshold(call.dropout_p), 1 / (1 - call.dropout_p)
+    return (call.scale, call.softcap or 0.0, drops, _address(seed), threshold, keep, torch.get_num_threads())

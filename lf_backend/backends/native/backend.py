@@ -17,12 +17,12 @@ class Native(Backend):
     """See the package."""
 
     name = "native"
-    priority = 60
     capabilities = Capabilities(
         features=frozenset(Feature) - {Feature.PREDICATE, Feature.VALUE_WIDTH},
         devices=frozenset({"cpu"}),
         max_head_dim=256,
         listed_queries=True,
+        skips_padding=True,
     )
 
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:

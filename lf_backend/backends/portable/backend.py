@@ -19,7 +19,6 @@ class Portable(Backend):
     """See the package."""
 
     name = "portable"
-    priority = 5
     capabilities = Capabilities(features=frozenset(Feature))
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
@@ -29,7 +28,7 @@ class Portable(Backend):
     def backward(
         self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
     ) -> Gradients:
-        """By autograd, of the local softmax.
+        """Differentiate the local softmax by autograd.
 
         With w = exp(own lse - lse), the share of the local part, its upstream gradients are w * grad_out
         and, of its lse, what makes every delta ours: sum(w * grad_out * out) - w * delta.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lf_backend import _callers
-from lf_backend.backend import Call
+from lf_backend.backend import Call, Documents
 from lf_backend.numerics import dropout
 from lf_backend.numerics.precision import accumulation_dtype
 
@@ -84,6 +84,12 @@ def kept(call: Call, heads: Tensor, queries: Tensor, keys: Tensor) -> Tensor | N
     examples = examples.reshape(-1, *(1,) * heads.ndim)
     dtype = accumulation_dtype(call.q.dtype)
     return dropout.factors(call.seed, examples, heads, queries, keys, call.dropout_p, dtype)
+
+
+def together(documents: Documents, queries: Tensor, keys: Tensor) -> Tensor:
+    """Return bool [B, 1, ...] of positions of as many dimensions: whether they share a document."""
+    start = documents.start
+    return (start[:, queries] == start[:, keys])[:, None]
 
 
 def of_heads(x: Tensor, heads: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lf_backend import _callers
 from lf_backend._device_constants import on_device
 from lf_backend.backend import Call, Columns
-from lf_backend.backends.portable.pieces import Piece, attend, kept, of_heads
+from lf_backend.backends.portable.pieces import Piece, attend, kept, of_heads, together
 from lf_backend.pattern.bands import Band
 
 
@@ -22,6 +22,9 @@ def column_piece(call: Call, columns: Columns) -> Piece:
     visible = columns.valid[:, None, None] & ~_in_bands(call, distance)
     if columns.causal:
         visible = visible & (distance <= 0)
+    if call.documents is not None:
+        start = call.documents.start
+        visible = visible & (start.gather(1, at)[:, None] == start[:, queries][..., None])[:, None]
     k, v = (_taken(of_heads(x, heads), at) for x in (call.k, call.v))
     numbers = torch.arange(heads, device=at.device)[:, None, None]
     keep = kept(call, numbers, queries[:, None], at[:, None, None])
@@ -35,9 +38,16 @@ def rule_piece(call: Call) -> Piece:
     keys = torch.arange(call.k.shape[2], device=device)
     queries = (torch.arange(call.q.shape[2], device=device) + call.offset)[:, None]
     seen = torch.zeros((), dtype=torch.bool, device=device)
+    asked = (queries, keys)
+    if call.documents is not None:
+        start = call.documents.start[:, None]
+        asked = (queries - start[:, :, queries], keys - start[:, :, None])
     for rule in call.lowered.others:
-        seen = seen | rule.sees(numbers, queries, keys)
-    visible = (seen & ~_in_bands(call, (keys - queries)[None]))[None]
+        seen = seen | rule.sees(numbers, *asked)
+    visible = seen & ~_in_bands(call, (keys - queries)[None])
+    visible = (
+        visible[None] if call.documents is None else visible & together(call.documents, queries, keys[None])
+    )
     if call.columns is not None:  # where columns are causal, so are the rules
         at, valid, _ = call.columns
         is_global = ((at[..., None] == keys) & valid[..., None]).any(1)
@@ -62,25 +72,33 @@ def row_piece(call: Call, own: tuple[Tensor, Tensor, Tensor], columns: Columns) 
     keys = torch.arange(k.shape[2], device=at.device)
     distance = keys - at[:, None, :, None]  # [B, 1, G, M]
     visible = distance <= 0 if columns.causal else distance == distance
+    if call.documents is not None:
+        start = call.documents.start
+        visible = visible & (start.gather(1, at)[:, None, :, None] == start[:, None, None])
     if call.key_padding is not None:
         visible = visible & ~call.key_padding[:, None, None]
     index = (at - call.offset).clamp(min=0)
-    bias = None if call.band_bias is None else _bias(call.band_bias, call.lowered.bands[0], index, distance)
+    bias = None
+    if call.band_bias is not None:
+        own_bias = _taken(call.band_bias.expand(index.shape[0], -1, -1, -1), index)
+        bias = bias_at(own_bias, call.lowered.bands[0], distance)
     numbers = torch.arange(heads, device=at.device)[:, None, None]
     keep = kept(call, numbers, at[:, None, :, None], keys)
     rows = _taken(q, index)
     return attend(call, rows, of_heads(k, heads), of_heads(v, heads), visible, bias, keep)
 
 
-def _bias(band_bias: Tensor, band: Band, index: Tensor, distance: Tensor) -> Tensor:
-    """Return [B, H, G, M]: the bias of rows at `index` [B, G] where a key is a tap of the band, else 0."""
+def bias_at(bias: Tensor, band: Band, distance: Tensor) -> Tensor:
+    """Return [B, H, R, K]: the bias [B, H, R, taps] where a key is a tap of the band, else 0.
+
+    Args:
+        distance: int64 [B, 1, R, K], positions from the query to the key.
+    """
     assert band.left is not None, "a window with a bias is limited"
-    taps, dilation = _callers.fixed_size(band_bias, 3), _dilations(band, distance.device)
-    tap = torch.div(distance, dilation, rounding_mode="floor") + band.left  # [B, 1 or H, G, M]
+    taps, dilation = _callers.fixed_size(bias, 3), _dilations(band, distance.device)
+    tap = torch.div(distance, dilation, rounding_mode="floor") + band.left  # [B, 1 or H, R, K]
     inside = band.shows(distance, dilation)
-    own = _taken(band_bias.expand(index.shape[0], -1, -1, -1), index)  # [B, H, G, taps]
-    heads = band_bias.shape[1]
-    found: Tensor = own.gather(3, tap.clamp(0, taps - 1).expand(-1, heads, -1, -1)) * inside
+    found: Tensor = bias.gather(3, tap.clamp(0, taps - 1).expand(-1, bias.shape[1], -1, -1)) * inside
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lf_backend import _callers
 from lf_backend._device_constants import on_device
 from lf_backend.backend import Call
-from lf_backend.backends.portable.pieces import Piece, attend, kept, of_heads
+from lf_backend.backends.portable.pieces import Piece, attend, kept, of_heads, together
 from lf_backend.pattern.bands import Band, class_length
 
 LEAST_ROWS, MOST_ROWS = 16, 512  # of a block; as many as the window has keys, where that is in between
@@ -97,6 +97,8 @@ def _dense(call: Call, heads: Heads) -> Piece:
         taps = torch.div(distance, band.dilations[0], rounding_mode="floor") + band.left
         taps = taps.clamp(0, _callers.fixed_size(heads.bias, 3) - 1)
         bias = heads.bias.gather(3, taps.expand(*heads.bias.shape[:2], -1, -1))
+    if call.documents is not None:
+        visible = visible & together(call.documents, queries[:, None], keys[None])
     keep = kept(call, heads.numbers[:, None, None], queries[:, None], keys)
     return attend(call, heads.q, heads.k, heads.v, visible, bias, keep)
 
@@ -123,6 +125,9 @@ def _in_blocks(call: Call, heads: Heads, left: int, right: int, rows: int) -> Pi
     if call.key_padding is not None:
         padded = torch.unflatten(call.key_padding.index_select(1, key_index), 1, (-1, width))
         visible = visible & ~padded[:, None, :, None]
+    if call.documents is not None:
+        at_row = query_index.view(-1, rows) + (keys - queries)
+        visible = visible & together(call.documents, at_row[..., None], key_index.view(-1, 1, width))
     q = torch.unflatten(heads.q.index_select(2, query_index), 2, (-1, rows))
     k, v = (torch.unflatten(x.index_select(2, key_index), 2, (-1, width)) for x in (heads.k, heads.v))
     bias = None

@@ -6,12 +6,15 @@ Tiles of keys that all queries of a block see run without masks.
     backend.py    what it can run
     passes.py     several windows, one after the other
     launch.py     from a call to launches
+    plan.py       what shapes say of them, kept for calls of one kind
     tuning.py     sizes of tiles, as data
     forward.py    the forward kernel, and the one that joins parts
     backward.py   gradients of queries, of keys and values, of global columns
     pairs.py      tiles of keys and their scores
     tiles.py      addresses, window arithmetic, hashes
     device.py     the device that kernels run on
+    ahead.py      kernels compiled for devices that are not here
+    assembly.py   what became of them: instructions and loops
     interpreter.py  which may be Triton's interpreter on a CPU, with bfloat16 mended
 """
 

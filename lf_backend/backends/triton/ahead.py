@@ -1,18 +1,20 @@
-"""Kernels compiled for devices that are not here, and what they take: registers, shared memory, spills.
+"""Kernels compiled for devices that are not here, and what they take: registers, shared memory, local memory.
 
 Only what a launch would compile is compiled: `Target` is a `Device` that notes instead of running.
+
+What registers have no room for, a compiler keeps in local memory. Outside the loops over tiles that costs
+little, and sizes that do so can be the fastest; inside, it is paid for with every tile. So a kernel fits a
+device if its shared memory is there, and no loop over tiles touches local memory.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +23,23 @@ from triton.backends.compiler import GPUTarget
 
 from lf_backend.backend import Call, Columns
 from lf_backend.backends.triton import launch
+from lf_backend.backends.triton.assembly import Code, code_of, nvidia_tool
 from lf_backend.backends.triton.device import Device, options
-from lf_backend.backends.triton.tuning import INSTALLED, Row, Tiles, Version, Wanted, row_for, table
+from lf_backend.backends.triton.tuning import (
+    INSTALLED,
+    LIKE,
+    Tiles,
+    TilesRow,
+    Version,
+    Wanted,
+    row_for,
+    table,
+)
 from lf_backend.pattern.terms import Window
 
 SHARED_BYTES: Mapping[int | str, int] = {  # of one program
-    80: 163 << 10, 86: 99 << 10, 90: 227 << 10, 100: 227 << 10, "gfx942": 64 << 10,
+    80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10,
+    "gfx942": 64 << 10,
 }  # fmt: skip
 
 KERNELS = ("forward", "grad_queries", "grad_keys", "grad_columns")
@@ -34,20 +47,43 @@ CALLS = ((64, 2), (128, 2), (256, 2), (64, 4), (128, 4))  # head dimensions, byt
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
 
-class Compiled(NamedTuple):
-    """One kernel for one target; shared memory and spills in bytes."""
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel for one target.
+
+    Attributes:
+        registers: of a thread.
+        spills: bytes of local memory of a thread.
+        shared: bytes of a program's shared memory.
+        assembly: what Triton has made of it, by kind.
+    """
 
     kernel: str
     tiles: Tiles
     registers: int
     spills: int
     shared: int
+    assembly: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def code(self) -> Code:
+        """The instructions."""
+        return code_of(self.assembly)
+
+    @property
+    def looped(self) -> int:
+        """Loads and stores of local memory inside loops over tiles."""
+        return self.code.local_in_loops if self.spills else 0
+
+    def fits(self, arch: int | str) -> bool:
+        """Whether a device has the shared memory, and no loop over tiles touches local memory."""
+        return self.shared <= SHARED_BYTES[arch] and self.looped == 0
 
 
 class Shipped(NamedTuple):
     """A kernel that users may compile: of a row, for a target, for calls with or without extras."""
 
-    row: Row
+    row: TilesRow
     arch: int | str
     extras: bool
 
@@ -80,7 +116,8 @@ class Target(Device):
             return
         done = kernel.warmup(**arguments, grid=grid, **options(size))
         registers, spills = _usage(done.asm)
-        self.found.append(Compiled(name, size, registers, spills, done.metadata.shared))
+        shared = done.metadata.shared
+        self.found.append(Compiled(name, size, registers, spills, shared, done.asm))
 
 
 def compiled(call: Call, target: Target) -> list[Compiled]:
@@ -100,14 +137,21 @@ def example(dtype: torch.dtype, dims: int, reach: int, extras: bool, device: str
     at = torch.arange(64, device=device)[None]
     bias = q.new_zeros(1, heads, length, reach + 1) if extras else None
     return Call(
-        q, k, v, pattern.lowered, Columns(at, at >= 0, False),
-        torch.zeros(1, length, dtype=torch.bool, device=device) if extras else None, bias,
-        dims**-0.5, 30.0 if extras else None, 0.1 if extras else 0.0,
+        q,
+        k,
+        v,
+        pattern.lowered,
+        Columns(at, at >= 0, False),
+        torch.zeros(1, length, dtype=torch.bool, device=device) if extras else None,
+        bias,
+        dims**-0.5,
+        30.0 if extras else None,
+        0.1 if extras else 0.0,
         torch.zeros(1, dtype=torch.int64, device=device) if extras else None,
-    )  # fmt: skip
+    )
 
 
-def built(row: Row, arch: int | str, extras: bool) -> Compiled:
+def built(row: TilesRow, arch: int | str, extras: bool) -> Compiled:
     """A row's kernel, for a target and a call with or without extras."""
     call = example(DTYPES[row.bytes], row.dims, 512, extras, "cpu", 1024)
     (found,) = compiled(call, Target.named(arch, {row.kernel: row.tiles}, row.kernel))
@@ -115,8 +159,9 @@ def built(row: Row, arch: int | str, extras: bool) -> Compiled:
 
 
 def shipped(version: Version = INSTALLED) -> list[Shipped]:
-    """Every row with every target and kind of call that it sizes."""
-    calls = product(KERNELS, CALLS, sorted({row.reach for row in table()}), (False, True), SHARED_BYTES)
+    """Every row with every target of its own and kind of call that it sizes."""
+    archs = [arch for arch in SHARED_BYTES if arch not in LIKE]
+    calls = product(KERNELS, CALLS, sorted({row.reach for row in table()}), (False, True), archs)
     found = {
         Shipped(row_for(arch, Wanted(kernel, dims, size, reach, extras), version), arch, extras): None
         for kernel, (dims, size), reach, extras, arch in calls
@@ -154,17 +199,12 @@ class _Driver:
 
 
 def _usage(assembly: Mapping[str, Any]) -> tuple[int, int]:
-    """Registers of a thread and bytes it spills."""
+    """Registers of a thread and the bytes of its local memory."""
     if "amdgcn" in assembly:
         text = assembly["amdgcn"]
         words = {"registers": r"\.vgpr_count:\s*(\d+)", "spills": r"\.vgpr_spill_count:\s*(\d+)"}
         registers, spilled = (int(re.findall(word, text)[0]) for word in words.values())
         return registers, 4 * spilled
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(assembly["cubin"])
-        command = [str(tool), "--dump-resource-usage", str(path)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = nvidia_tool("cuobjdump", assembly["cubin"], "--dump-resource-usage")
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
     return found["REG"], found["STACK"] + found["LOCAL"]

@@ -18,14 +18,15 @@ class Triton(Backend):
     """See the package."""
 
     name = "triton"
-    priority = 100
     capabilities = Capabilities(
         features=frozenset(Feature) - {Feature.PREDICATE, Feature.CROSSING_WINDOWS, Feature.VALUE_WIDTH},
         dtypes=frozenset({"float32", "bfloat16", "float16"}),
         devices=frozenset({"cpu", "cuda"}),
         max_head_dim=256,
         packages=("triton",),
-        listed_queries=True,
+        rows_in_place=True,
+        skips_padding=True,
+        clears_padding=True,
     )
 
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:
@@ -48,9 +49,28 @@ class Triton(Backend):
 
         return passes.forward(call, devices.of(call.q.device))
 
+    def deltas(
+        self, grad_out: Tensor, out: Tensor, lse: Tensor, idle: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        from lf_backend.backends.triton import devices, launch
+
+        return launch.deltas(grad_out, out, lse, idle, devices.of(out.device))
+
     def backward(
         self, call: Call, grad_out: Tensor, out: Tensor | None, delta: Tensor, lse: Tensor
     ) -> Gradients:
         from lf_backend.backends.triton import devices, passes
 
         return passes.backward(call, devices.of(call.q.device), grad_out, delta, lse)
+
+    def forward_rows(self, call: Call, out: Tensor, lse: Tensor) -> None:
+        from lf_backend.backends.triton import devices, launch
+
+        launch.forward(call, devices.of(call.q.device), (out, lse))
+
+    def backward_rows(
+        self, call: Call, grad_out: Tensor, delta: Tensor, lse: Tensor, into: Gradients | None
+    ) -> Gradients:
+        from lf_backend.backends.triton import devices, launch
+
+        return launch.backward(call, devices.of(call.q.device), grad_out, delta, lse, into)

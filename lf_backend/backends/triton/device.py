@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +10,16 @@ from triton.errors import TritonError
 
 from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
 from lf_backend.errors import BuildError
+
+# What compilers and drivers say, in a plain RuntimeError, of a kernel that a device will never run.
+CANNOT_BE_BUILT = (
+    "PassManager::run failed",
+    "Triton Error [CUDA]: out of memory",  # for local memory, when the kernel is loaded
+    "Triton Error [CUDA]: no kernel image is available",
+    "Triton Error [CUDA]: device kernel image is invalid",
+    "Triton Error [HIP]:  Code: 2",  # out of memory
+    "Triton Error [HIP]:  Code: 209",  # no binary for the device
+)
 
 
 @dataclass(frozen=True)
@@ -20,11 +30,13 @@ class Device:
         arch: Triton's word: 90 for compute capability 9.0, "gfx942".
         processors: how many programs run side by side.
         index: PyTorch's; None on the CPU.
+        plans: of launches here, by kind of call; see `launch`.
     """
 
     arch: int | str
     processors: int
     index: int | None
+    plans: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def tiles(self, wanted: Wanted) -> Tiles:
         """Sizes for a kernel; see `tuning`."""
@@ -40,6 +52,10 @@ class Device:
             with torch.cuda.device(self.index):  # a kernel runs on the current device, not its tensors'
                 kernel[grid](**arguments, **options(size))
         except TritonError as error:  # not compiled, or too large for the device
+            raise BuildError(f"{kernel.fn.__name__} with {size}: {error}") from error
+        except RuntimeError as error:
+            if not any(words in str(error) for words in CANNOT_BE_BUILT):
+                raise  # of the device, and perhaps not even of this kernel
             raise BuildError(f"{kernel.fn.__name__} with {size}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Which device a call runs on: a GPU, or Triton's interpreter."""
+"""The device that a call runs on: a GPU, or Triton's interpreter."""
 
 from __future__ import annotations
 

@@ -18,14 +18,18 @@ from lf_backend.backends.triton.tiles import (
     Keys,
     Queries,
     Scoring,
+    among,
     band_of,
     block_of,
     class_length,
     edge,
     edges,
     part_of,
+    queries_at,
     read,
+    real,
     rows_at,
+    shared,
     span,
     unit,
     unpadded,
@@ -35,7 +39,7 @@ from lf_backend.backends.triton.tiles import (
 
 @triton.jit
 def queries_of(
-    batch, first_head, begin, start, count, dilation, positions, queries, keys,
+    batch, first_head, begin, start, count, dilation, positions, listed, documents, queries, keys,
     ROWS: tl.constexpr, PACK: tl.constexpr,
 ):  # fmt: skip
     """Queries of a block: those of steps `begin`, ... of the `count` that are start, start + dilation, ...
@@ -46,28 +50,37 @@ def queries_of(
     lane = tl.arange(0, ROWS)
     own = begin + lane // PACK
     inside = (own < count) & (lane // PACK < ROWS // PACK)
-    index = start + own * dilation
+    slot = start + own * dilation
     if positions is None:
-        position = keys - queries + index
+        index = slot
+        position = keys - queries + slot
         step = position // dilation
         residue = (keys - queries + start) % dilation
         first = (keys - queries + start) // dilation + begin
         last = first + tl.minimum(ROWS // PACK, count - begin) - 1
     else:
-        position = tl.load(positions + batch * queries + index, mask=inside, other=0)
+        position = tl.load(positions + batch * listed + slot, mask=inside, other=-1)
+        inside = position >= 0
+        position = tl.maximum(position, 0)
+        index = position - (keys - queries)
         step = position
         residue = 0
-        first = tl.min(tl.where(inside, position, keys))
+        first = tl.min(tl.where(inside, position, keys - 1))
         last = tl.max(tl.where(inside, position, 0))
-    return Queries(batch, first_head + lane % PACK, index, step, position, inside), first, last, residue
+    head = first_head + lane % PACK
+    here = queries_at(batch, head, slot, index, step, position, inside, documents, keys)
+    return here, first, last, residue
 
 
 @triton.jit
 def across(queries):
     """Queries as the rows of tiles [queries, keys]."""
+    ends = queries.ends
+    if len(ends) > 0:
+        ends = (ends[0][:, None], ends[1][:, None])
     return Queries(
-        queries.batch, queries.head[:, None], queries.index[:, None], queries.step[:, None],
-        queries.position[:, None], queries.inside[:, None],
+        queries.batch, queries.head[:, None], queries.slot[:, None], queries.index[:, None],
+        queries.step[:, None], queries.position[:, None], queries.inside[:, None], ends,
     )  # fmt: skip
 
 
@@ -96,36 +109,41 @@ def _join_band(
     state, rows, queries, k, v, keys, band, key_step, dims, padding, scoring, bias, dropout,
     HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    key, k_tile, v_tile = band_keys(k, v, keys, band, key_step, dims, HEAD_DIM, MASKED)
+    key, there, k_tile, v_tile = band_keys(k, v, keys, band, key_step, padding, dims, HEAD_DIM, MASKED)
     score, _, _ = band_scores(
-        rows, k_tile, queries, key_step[None, :], key[None, :], keys, band, padding, scoring, bias,
+        rows, k_tile, queries, key_step[None, :], there[None, :], keys, band, padding, scoring, bias,
         PLAIN, PRECISION, MASKED,
     )  # fmt: skip
     dropped = factors(dropout, queries, key[None, :])
     return _join(state, score, v_tile, dropped, unit(scoring, PLAIN) * LOG2E, PRECISION)
 
 
-@triton.jit(do_not_specialize=["queries", "keys", "left", "right", "count", "blocks", "parts"])
+@triton.jit(do_not_specialize=["queries", "keys", "left", "right", "count", "listed", "blocks", "parts"])
 def forward(
-    q, k, v, out, lse, positions, left, right, dilations, columns, count, padding, bias, dropout,
-    heads, kv_heads, queries, keys, blocks, parts, scale, softcap,
+    q, k, v, out, lse, positions, left, right, dilations, columns, count, padding, documents, bias,
+    dropout, heads, kv_heads, queries, keys, listed, blocks, parts, scale, softcap,
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, PACK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     COLUMNS: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, BAND: tl.constexpr,
-    CAUSAL: tl.constexpr,
+    CAUSAL: tl.constexpr, PARTED: tl.constexpr,
 ):  # fmt: skip
-    """Out and lse of the part `program_id(1)` of the keys.
+    """Out and lse of some queries: all, or those at `positions`; of the part `program_id(1)` of the keys.
+
+    A query that is padded has out 0 and lse -inf.
 
     Args:
         q, k, v: views [B, H, N, D], [B, Hkv, M, D].
-        out, lse: view [parts * B, H, N, D], and float32 [parts * B, H, N].
-        positions: int32 [B, N] of the queries; None where they are the last N of the M positions.
+        out, lse: view [B, H, N, D] and float32 [B, H, N]; if PARTED, of what every part finds for the queries
+            in their order, view [parts * B, H, listed, D] and float32 [parts * B, H, listed].
+        positions: int32 [B, listed] of the queries, -1 for none; None where they are the last N of the M.
         left, right, dilations: the band, in steps <= M; int32 [H] or None for 1; meaningless without BAND.
-        columns, count: global columns and their number, or None.
-        padding, dropout: or None. `bias`: view [B, H, N, taps], or None.
+        columns, count: positions of global columns, int32 [B, count], -1 for none; or None.
+        padding, documents, dropout: or None. `bias`: view [B, H, N, taps], or None.
         heads, kv_heads, queries, keys: H, Hkv, N, M.
+        listed: the number of queries; N without positions.
         blocks: of queries, of one pack of heads; program_id(0) counts them, then packs, then examples.
         PLAIN: scores need no more than the scale, which is positive.
         CAUSAL: a query sees a column only if it is not ahead.
+        PARTED: keys are in more than one part.
     """
     packs = heads // PACK
     block, pack = tl.program_id(0) % blocks, tl.program_id(0) // blocks
@@ -135,13 +153,14 @@ def forward(
     if BAND:
         band = band_of(left, right, dilations, first_head)
         dilation = band.dilation
-    start, begin = block_of(block, queries, dilation, ROWS // PACK)
-    class_count = class_length(queries, start, dilation)
+    start, begin = block_of(block, listed, dilation, ROWS // PACK)
+    class_count = class_length(listed, start, dilation)
     if (start >= dilation) | (begin >= class_count):
         return
     here, first, last, residue = queries_of(
-        batch, first_head, begin, start, class_count, dilation, positions, queries, keys, ROWS, PACK
-    )
+        batch, first_head, begin, start, class_count, dilation, positions, listed, documents, queries, keys,
+        ROWS, PACK,
+    )  # fmt: skip
     rows_here = across(here)
     length = class_length(keys, residue, dilation)
     there = Keys(batch, first_head // (heads // kv_heads), residue, length, keys)
@@ -149,16 +168,22 @@ def forward(
     dims = tl.arange(0, DIMS)
     lanes = tl.arange(0, KEYS)
 
-    rows = read(q, rows_at(q, batch, here.head, here.index), here.inside, dims, HEAD_DIM, True)
+    is_real = real(padding, batch, keys, here.position, here.inside)
+    rows = read(q, rows_at(q, batch, here.head, here.index), is_real, dims, HEAD_DIM, True)
     total = tl.zeros([ROWS], tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
     values = tl.zeros([ROWS, DIMS], tl.float32)
 
     if BAND:
         low, high, holes = unpadded(padding, batch, residue, dilation, length)
-        low, high, inner, outer = span(first, last, left, right, low, high, KEYS)
-        low, high, inner, outer = part_of(low, high, inner, outer, part, parts, KEYS)
-        outer = tl.where(holes, inner, outer)
+        low, high, all_low, all_high = shared(
+            documents, batch, keys, first, last, residue, dilation, low, high
+        )
+        low, high, inner, outer = span(first, last, left, right, low, high, all_low, all_high, KEYS)
+        if PARTED:
+            low, high, inner, outer = part_of(low, high, inner, outer, part, parts, KEYS)
+        if padding is not None:
+            outer = tl.where(holes, inner, outer)
         for at in tl.range(inner, outer, KEYS):
             total, top, values = _join_band(
                 (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
@@ -171,7 +196,12 @@ def forward(
                 bias, dropout, HEAD_DIM, PLAIN, PRECISION, True,
             )  # fmt: skip
     if columns is not None:
-        for at in tl.range(0, tl.where(part == 0, count, 0), COLUMNS):
+        slots, end = among(
+            documents, batch, keys, residue + first * dilation, residue + last * dilation, count
+        )
+        if PARTED:
+            slots = tl.where(part == 0, slots, end)
+        for at in tl.range(slots, end, COLUMNS):
             slot = at + tl.arange(0, COLUMNS)
             key, valid, k_tile, v_tile = column_keys(k, v, there, columns, count, slot, dims, HEAD_DIM)
             score, _ = column_scores(
@@ -182,25 +212,40 @@ def forward(
                 (total, top, values), score, v_tile, dropped, unit(scoring, PLAIN) * LOG2E, PRECISION
             )
 
+    if padding is not None:
+        total, top = tl.where(is_real, total, 0.0), tl.where(is_real, top, float("-inf"))
+        values = tl.where(is_real[:, None], values, 0.0)
     safe = tl.where(total == 0, 1.0, total)
-    example = part * (tl.num_programs(0) // blocks // packs) + batch
-    target = rows_at(out, example, here.head, here.index)
+    found = top * unit(scoring, PLAIN) + tl.log(safe)
+    if PARTED:
+        example = part * (tl.num_programs(0) // blocks // packs) + batch
+        target = rows_at(out, example, here.head, here.slot)
+        row = (example.to(tl.int64) * heads + here.head) * listed + here.slot
+    else:
+        target = rows_at(out, batch, here.head, here.index)
+        row = (batch.to(tl.int64) * heads + here.head) * queries + here.index
     write(out, target, here.inside, dims, values / safe[:, None], HEAD_DIM)
-    row = (example.to(tl.int64) * heads + here.head) * queries + here.index
-    tl.store(lse + row, top * unit(scoring, PLAIN) + tl.log(safe), mask=here.inside)
+    tl.store(lse + row, found, mask=here.inside)
 
 
-@triton.jit(do_not_specialize=["heads", "queries", "rows", "parts"])
+@triton.jit(do_not_specialize=["heads", "queries", "keys", "listed", "rows", "parts"])
 def combine(
-    partial, partial_lse, out, lse, heads, queries, rows, parts,
+    partial, partial_lse, out, lse, positions, heads, queries, keys, listed, rows, parts,
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Join `parts` <= PARTS softmaxes over disjoint keys, one row of out a program.
+    """Join `parts` <= PARTS softmaxes over disjoint keys, of one query a program.
 
-    partial [parts, rows, HEAD_DIM] and partial_lse [parts, rows] are contiguous and float32, lse [rows] as
-    well, out is a view [B, H, N, D]. A part that saw nothing has lse -inf and weighs 0.
+    partial [parts, rows, HEAD_DIM] and partial_lse [parts, rows] are contiguous and float32; their rows are
+    those of [B, H, listed]. All else is as in `forward`. A part that saw nothing has lse -inf and weighs 0.
     """
     row = tl.program_id(0).to(tl.int64)
+    batch, head, slot = row // listed // heads, row // listed % heads, row % listed
+    index = slot
+    if positions is not None:
+        position = tl.load(positions + batch * listed + slot)
+        if position < 0:
+            return
+        index = position - (keys - queries)
     part = tl.arange(0, PARTS)
     dims = tl.arange(0, DIMS)
     at = part.to(tl.int64) * rows + row
@@ -214,7 +259,6 @@ def combine(
         total += share
         values += share * tl.load(partial + own * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
     safe = tl.where(total == 0, 1.0, total)
-    target = rows_at(out, row // queries // heads, row // queries % heads, row % queries)
     found = (values / safe).to(out.ptr.dtype.element_ty)
-    tl.store(target + dims * out.stride[3], found, mask=dims < HEAD_DIM)
-    tl.store(lse + row, top + tl.log(safe))
+    tl.store(rows_at(out, batch, head, index) + dims * out.stride[3], found, mask=dims < HEAD_DIM)
+    tl.store(lse + (batch * heads + head) * queries + index, top + tl.log(safe))

@@ -9,25 +9,36 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lf_backend.backends.triton.tiles import in_band, keep, read, rows_at, scores, taps_at
+from lf_backend.backends.triton.tiles import (
+    class_length,
+    in_band,
+    keep,
+    read,
+    real,
+    rows_at,
+    scores,
+    taps_at,
+)  # fmt: skip
 
 
 @triton.jit
-def band_keys(k, v, keys, band, key_step, dims, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
-    """Positions of keys at `key_step`, and their tiles of k and v."""
+def band_keys(k, v, keys, band, key_step, padding, dims, HEAD_DIM: tl.constexpr, MASKED: tl.constexpr):
+    """Positions of keys at `key_step`; which of them are there, if MASKED; and their tiles of k and v."""
     key = keys.residue + key_step * band.dilation
     inside = key_step < keys.length
+    if MASKED:
+        inside = real(padding, keys.batch, keys.total, key, inside)
     k_tile = read(k, rows_at(k, keys.batch, keys.head, key), inside, dims, HEAD_DIM, MASKED)
     v_tile = read(v, rows_at(v, keys.batch, keys.head, key), inside, dims, HEAD_DIM, MASKED)
-    return key, k_tile, v_tile
+    return key, inside, k_tile, v_tile
 
 
 @triton.jit
 def column_keys(k, v, keys, columns, count, slot, dims, HEAD_DIM: tl.constexpr):
     """Positions of the global columns in `slot`, which of them there are, and their tiles of k and v."""
-    at = keys.batch * count + slot
-    valid = tl.load(columns.valid + at, mask=slot < count, other=0) != 0
-    key = tl.load(columns.positions + at, mask=valid, other=0)
+    key = tl.load(columns + keys.batch * count + slot, mask=slot < count, other=-1)
+    valid = key >= 0
+    key = tl.maximum(key, 0)
     k_tile = read(k, rows_at(k, keys.batch, keys.head, key), valid, dims, HEAD_DIM, True)
     v_tile = read(v, rows_at(v, keys.batch, keys.head, key), valid, dims, HEAD_DIM, True)
     return key, valid, k_tile, v_tile
@@ -35,24 +46,29 @@ def column_keys(k, v, keys, columns, count, slot, dims, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def band_scores(
-    rows, columns, queries, key_step, key, keys, band, padding, scoring, bias,
+    rows, columns, queries, key_step, there, keys, band, padding, scoring, bias,
     PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Scores of rows @ columns.T, tanh(score / softcap), and what is seen; without MASKED, everything is.
 
-    Rows of no query have scores unless there is a bias or a mask.
+    Rows of no query have scores unless there is a bias or a mask. `there` is looked at if there is padding.
     """
     score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
     seen = queries.inside
     if MASKED or bias is not None:
         tap = key_step - queries.step + band.left
         taps = band.left + 1 + tl.minimum(band.right, keys.length - 1 - queries.step)
+        least = 0
+        if len(queries.ends) > 0:
+            begin = class_length(queries.ends[0], keys.residue, band.dilation)
+            end = class_length(queries.ends[1], keys.residue, band.dilation)
+            least = tl.maximum(begin - queries.step + band.left, 0)
+            taps = tl.minimum(taps, band.left + end - queries.step) - least
         taps = tl.where(queries.inside, tl.maximum(taps, 0), 0)  # below 0 where all keys are ahead: left < 0
-        # One comparison for both ends: a tap below 0 is a large one without its sign.
-        seen = tap.to(tl.uint32, bitcast=True) < taps.to(tl.uint32, bitcast=True)
-        if padding is not None:
-            at = padding.mask + keys.batch.to(tl.int64) * keys.total + key
-            seen = seen & (tl.load(at, mask=key_step < keys.length, other=1) == 0)
+        # One comparison for both ends: a tap below the least is a large one without its sign.
+        seen = (tap - least).to(tl.uint32, bitcast=True) < taps.to(tl.uint32, bitcast=True)
+        if padding is not None and MASKED:
+            seen = seen & there
         if bias is not None:
             score += _bias_of(bias, queries, tap, seen)
         score = tl.where(seen, score, float("-inf"))
@@ -71,6 +87,8 @@ def column_scores(
         seen = seen & (key <= queries.position)
     if band is not None:
         seen = seen & ~in_band(key - queries.position, band)
+    if len(queries.ends) > 0:
+        seen = seen & (key >= queries.ends[0]) & (key < queries.ends[1])
     return tl.where(seen, score, float("-inf")), capped
 
 
@@ -81,11 +99,14 @@ def all_scores(
 ):  # fmt: skip
     """Whether pairs with global columns are visible, the band's own included."""
     score, capped = scores(rows, columns, scoring, PLAIN, PRECISION)
-    seen = valid & queries.inside
+    there = valid & queries.inside
+    if len(queries.ends) > 0:
+        there = there & (key >= queries.ends[0]) & (key < queries.ends[1])
+    seen = there
     if CAUSAL:
         seen = seen & (key <= queries.position)
     if band is not None:
-        shown = valid & queries.inside & in_band(key - queries.position, band)
+        shown = there & in_band(key - queries.position, band)
         seen = seen | shown
         if bias is not None:
             tap = (key - queries.position) // band.dilation + band.left

@@ -21,10 +21,10 @@ from lf_backend.pattern.disjoint import disjoint
 
 def forward(call: Call, device: Device) -> tuple[Tensor, Tensor]:
     """Out [B, H, N, D] and lse [B, H, N]."""
+    if len(call.lowered.bands) < 2:
+        return launch.forward(call, device)
     first, *others = _passes(call)
     out, lse = launch.forward(first, device)
-    if not others:
-        return out, lse
     total = out.float()
     for one in others:
         join(total, lse, *launch.forward(one, device))
@@ -33,10 +33,10 @@ def forward(call: Call, device: Device) -> tuple[Tensor, Tensor]:
 
 def backward(call: Call, device: Device, grad_out: Tensor, delta: Tensor, lse: Tensor) -> Gradients:
     """Gradients in the shapes and dtypes of the inputs."""
+    if len(call.lowered.bands) < 2:
+        return launch.backward(call, device, grad_out, delta, lse)
     first, *others = _passes(call)
     found = launch.backward(first, device, grad_out, delta, lse)
-    if not others:
-        return found
     totals = [x.float() for x in found[:3]]
     for one in others:
         for total, more in zip(totals, launch.backward(one, device, grad_out, delta, lse)[:3], strict=True):
@@ -47,9 +47,6 @@ def backward(call: Call, device: Device, grad_out: Tensor, delta: Tensor, lse: T
 
 def _passes(call: Call) -> Iterator[Call]:
     """The call as one call for each band, none of which shows what another does."""
-    if len(call.lowered.bands) < 2:
-        yield call
-        return
     bands = disjoint(call.lowered.bands)
     assert bands is not None, "the registry refuses windows that cross"
     padding = _or_columns(call)

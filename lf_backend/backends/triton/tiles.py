@@ -33,26 +33,31 @@ class Taps(NamedTuple):
 
 
 class Padding(NamedTuple):
-    """Padded keys, `mask` int8 [B, M]. Of an example, `bounds` int32 [B, 3] holds the first key that is not
-    padded, the end of the last one, and whether there is padding between."""
+    """Padded positions, `mask` int8 [B, M], contiguous. Of an example, `bounds` int32 [B, 3] holds the first
+    position that is not padded, the end of the last one, and whether there is padding between."""
 
     mask: Any
     bounds: Any
 
 
-class Columns(NamedTuple):
-    """Global columns: `positions` int32 and `valid` int8, both [B, count]."""
-
-    positions: Any
-    valid: Any
-
-
 class Dropout(NamedTuple):
-    """`starts` int32 [B] is `dropout.starts`; hashes below `threshold` are dropped, others count `factor`."""
+    """`starts` int32 [B] and `origin` int64 [1] are those of `dropout`; hashes below `threshold` are dropped,
+    others count `factor`."""
 
     starts: Any
+    origin: Any
     threshold: int
     factor: float
+
+
+class Documents(NamedTuple):
+    """Packed documents, int32 [B, M]. Of a position: where its document starts, and its `end`; and of what
+    is listed in ascending order, global columns or queries, the `first` that it sees, and the end, `last`."""
+
+    start: Any
+    end: Any
+    first: Any
+    last: Any
 
 
 class Scoring(NamedTuple):
@@ -71,14 +76,19 @@ class Band(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """In a kernel, some queries of an example: vectors of head, index in q, step, position, existence."""
+    """In a kernel, some queries of an example: vectors of head, slot in the list of those that are computed,
+    index in q (which is the slot where all are), step, position, existence; and `ends`, start and end of
+    their documents. Without documents it is empty, and not None, because functions of Triton 3.6 cannot
+    return None in a tuple."""
 
     batch: Any
     head: Any
+    slot: Any
     index: Any
     step: Any
     position: Any
     inside: Any
+    ends: Any
 
 
 class Keys(NamedTuple):
@@ -159,16 +169,58 @@ def class_length(length, residue, dilation):
 
 
 @triton.jit
-def span(first, last, before, after, low, high, TILE: tl.constexpr):
+def queries_at(batch, head, slot, index, step, position, inside, documents, keys):
+    """Queries, with the ends of their documents."""
+    at = batch.to(tl.int64) * keys + position
+    ends = () if documents is None else _ends_at(documents, at, inside)
+    return Queries(batch, head, slot, index, step, position, inside, ends)
+
+
+@triton.jit
+def _ends_at(documents, at, inside):
+    start = tl.load(documents.start + at, mask=inside, other=0)
+    end = tl.load(documents.end + at, mask=inside, other=0)
+    return start, end
+
+
+@triton.jit
+def shared(documents, batch, keys, first, last, residue, dilation, low, high):
+    """Steps [low, high) that some of the steps first..last share a document with, and those that all do."""
+    all_low, all_high = low, high
+    if documents is not None:
+        at = batch.to(tl.int64) * keys + residue + first * dilation
+        to = batch.to(tl.int64) * keys + residue + last * dilation
+        all_low = tl.maximum(low, class_length(tl.load(documents.start + to), residue, dilation))
+        all_high = tl.minimum(high, class_length(tl.load(documents.end + at), residue, dilation))
+        low = tl.maximum(low, class_length(tl.load(documents.start + at), residue, dilation))
+        high = tl.minimum(high, class_length(tl.load(documents.end + to), residue, dilation))
+    return low, high, all_low, all_high
+
+
+@triton.jit
+def among(documents, batch, keys, first, last, count):
+    """The range [low, high) of `count` things, listed by position, that first..last can see."""
+    low, high = 0, count
+    if documents is not None:
+        example = batch.to(tl.int64) * keys
+        low = tl.load(documents.first + example + first)
+        high = tl.load(documents.last + example + last)
+    return low, high
+
+
+@triton.jit
+def span(first, last, before, after, low, high, all_low, all_high, TILE: tl.constexpr):
     """Range [start, stop) that any of first..last meets; of its tiles, [inner, outer) meet all of them.
 
-    This is `bands.Band.key_range` where before and after are left and right, else `query_range`.
+    This is `bands.Band.key_range` where before and after are left and right, else `query_range`. Nothing is
+    met outside [low, high), and not by all outside [all_low, all_high).
     """
     start = tl.maximum(first - before, low)
     stop = tl.maximum(tl.minimum(last + after + 1, high), start)
-    inner = start + tl.cdiv(tl.maximum(last - before - start, 0), TILE) * TILE
+    inner = start + tl.cdiv(tl.maximum(tl.maximum(last - before, all_low) - start, 0), TILE) * TILE
     inner = tl.minimum(inner, start + tl.cdiv(stop - start, TILE) * TILE)
-    outer = start + tl.maximum(tl.minimum(first + after + 1, stop) - start, 0) // TILE * TILE
+    end = tl.minimum(tl.minimum(first + after + 1, all_high), stop)
+    outer = start + tl.maximum(end - start, 0) // TILE * TILE
     return start, stop, inner, tl.maximum(outer, inner)
 
 
@@ -198,7 +250,7 @@ def edge(tile, start, inner, outer, TILE: tl.constexpr):
 
 @triton.jit
 def unpadded(padding, batch, residue, dilation, length):
-    """Steps [low, high) of a class that hold all keys that are not padded, and whether others are between."""
+    """Steps [low, high) of a class that hold all that is not padded, and whether there is padding between."""
     if padding is None:
         low, high, holes = 0, length, False
     else:
@@ -207,6 +259,15 @@ def unpadded(padding, batch, residue, dilation, length):
         high = tl.minimum(class_length(tl.load(bounds + 1), residue, dilation), length)
         holes = tl.load(bounds + 2) != 0
     return low, high, holes
+
+
+@triton.jit
+def real(padding, batch, keys, position, inside):
+    """Return which positions, of `keys`, are inside and not padded."""
+    if padding is not None:
+        at = padding.mask + batch.to(tl.int64) * keys + position
+        inside = inside & (tl.load(at, mask=inside, other=1) == 0)
+    return inside
 
 
 @triton.jit
@@ -260,6 +321,7 @@ def mix(x):
 def keep(dropout, batch, head, query, key):
     """`dropout.keep` of positions: 0 where dropped, else 1 / (1 - p)."""
     start = tl.load(dropout.starts + batch).to(tl.uint32, bitcast=True)
-    row = mix(mix(start ^ head.to(tl.uint32)) ^ query.to(tl.uint32))
-    hashed = mix(row ^ mix(key.to(tl.uint32)))
+    origin = tl.load(dropout.origin).to(tl.uint32)
+    row = mix(mix(start ^ head.to(tl.uint32)) ^ (query.to(tl.uint32) + origin))
+    hashed = mix(row ^ mix(key.to(tl.uint32) + origin))
     return tl.where(hashed.to(tl.int32, bitcast=True) >= dropout.threshold, dropout.factor, 0.0)

@@ -1,9 +1,10 @@
 """Sizes of tiles as data: `tiles.json`, which `python -m benchmarks.tune` writes.
 
 A row holds for an architecture (as Triton calls it; "any" for all others), a kernel, head dimensions up to
-`dims`, elements of up to `bytes`, windows of up to `reach` steps (left + right), and calls with softcap, band
-bias or dropout only if `extras`. Versions of Triton differ in where they spill registers: a row may hold for
-one `version` alone. Of the rows that hold for a call the narrowest sizes it.
+`dims`, elements of up to `bytes`, windows of up to `reach` steps (left + right); only if `extras` also for
+calls with softcap, band bias, dropout, padding in packed documents, or dimensions that fill their tile in
+part. Versions of Triton differ in where they spill registers: a row may hold for one `version` alone. Of the
+rows that hold for a call the narrowest sizes it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import triton
 
 Version = tuple[int, ...]  # major and minor
 INSTALLED: Version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+# Devices that take the rows of others: as much shared memory, as many registers, products by the same
+# instructions.
+LIKE: dict[int | str, int] = {89: 86, 120: 86}
 
 
 class Tiles(NamedTuple):
@@ -38,7 +42,7 @@ class Wanted(NamedTuple):
     extras: bool
 
 
-class Row(NamedTuple):
+class TilesRow(NamedTuple):
     """One row of the table; `origin` says how it was found, `version` which Triton it is for, if not all."""
 
     arch: int | str
@@ -64,24 +68,25 @@ class Row(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def table() -> tuple[Row, ...]:
+def table() -> tuple[TilesRow, ...]:
     """All rows."""
     text = resources.files(__package__).joinpath("tiles.json").read_text(encoding="utf-8")
     return tuple(_row(**data) for data in json.loads(text))
 
 
 @lru_cache(maxsize=1024)
-def row_for(arch: int | str, wanted: Wanted, version: Version = INSTALLED) -> Row:
+def row_for(arch: int | str, wanted: Wanted, version: Version = INSTALLED) -> TilesRow:
     """The row that sizes a kernel of a call.
 
     Raises:
         LookupError: there is none. Whatever the backend accepts has one.
     """
+    arch = LIKE.get(arch, arch)
     here = [row for row in table() if row.arch in (arch, "any") and row.version in (None, version)]
     if fitting := [row for row in here if row.fits(wanted)]:
         return min(fitting, key=lambda row: row.breadth)
     raise LookupError(f"a row for {arch} or any that fits {wanted} wanted in tiles.json, found none")
 
 
-def _row(tiles: list[int], version: list[int] | None = None, **others: Any) -> Row:
-    return Row(tiles=Tiles(*tiles), version=tuple(version) if version else None, **others)
+def _row(tiles: list[int], version: list[int] | None = None, **others: Any) -> TilesRow:
+    return TilesRow(tiles=Tiles(*tiles), version=tuple(version) if version else None, **others)

@@ -23,7 +23,8 @@ class Cost:
 
     Attributes:
         seconds: of the whole model.
-        attention: the median of the seconds spent in its attention modules, projections included.
+        attention: the median of the seconds spent in its attention modules, without their linear layers,
+            which are the same in both models.
         bytes: the most memory at any moment, without weights and inputs.
     """
 
@@ -33,7 +34,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Row:
+class Compared:
     """The findings at one length.
 
     Attributes:
@@ -65,7 +66,7 @@ def lengths(shortest: int, longest: int) -> list[int]:
 
 def compare(
     stock: nn.Module, ours: nn.Module, attention: Sequence[str], tokens: Tensor, length: int
-) -> Iterator[str | Row]:
+) -> Iterator[str | Compared]:
     """Compare at one length; yields the name of each step when it begins, then the row.
 
     The first token is global, as in classification.
@@ -82,29 +83,46 @@ def compare(
         output: Tensor = model(input_ids=inputs, global_attention_mask=first).last_hidden_state
         return output
 
-    yield "answers"
-    wanted, got = run(stock), run(ours)
-    difference = float((wanted - got).abs().max() / wanted.abs().max())
-    yield "time"
     models = {"stock": stock, "ours": ours}
+    yield "answers and memory"
+    answers: dict[str, Tensor] = {}
+
+    def answer(name: str) -> None:
+        answers[name] = run(models[name])
+
+    peaks = {name: peak_bytes(partial(answer, name), inputs.device) for name in models}
+    difference = float((answers["stock"] - answers["ours"]).abs().max() / answers["stock"].abs().max())
+    yield "time"
     with _stopwatch(stock, attention) as of_stock, _stopwatch(ours, attention) as of_ours:
         runs = {name: partial(run, model) for name, model in models.items()}
         seconds = interleaved(runs, REPEATS, warmup=0)
-    yield "memory"
-    peaks = {name: peak_bytes(partial(run, model), inputs.device) for name, model in models.items()}
     laps = {"stock": of_stock, "ours": of_ours}
     costs = {name: Cost(seconds[name], _per_pass(laps[name]), peaks[name]) for name in models}
-    yield Row(length, difference, **costs)
+    yield Compared(length, difference, **costs)
 
 
 @contextmanager
 def _stopwatch(model: nn.Module, names: Sequence[str]) -> Iterator[list[float]]:
-    """Within the block, every call of these modules adds its seconds to the list."""
+    """Within the block, every call of these modules adds its seconds to the list, linear layers apart."""
     laps: list[float] = []
-    starts: list[float] = []
-    modules = [model.get_submodule(name) for name in names]
-    hooks = [m.register_forward_pre_hook(lambda *_: starts.append(timer())) for m in modules]
-    hooks += [m.register_forward_hook(lambda *_: laps.append(timer() - starts.pop())) for m in modules]
+    starts: list[float] = []  # of the module, and within it of a linear layer
+    apart: list[float] = []
+
+    def start(*_: object) -> None:
+        starts.append(timer())
+
+    def stop_linear(*_: object) -> None:
+        apart.append(timer() - starts.pop())
+
+    def stop(*_: object) -> None:
+        laps.append(timer() - starts.pop() - sum(apart))
+        apart.clear()
+
+    hooks = []
+    for module in (model.get_submodule(name) for name in names):
+        hooks += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
+        for linear in (x for x in module.modules() if isinstance(x, nn.Linear)):
+            hooks += [linear.register_forward_pre_hook(start), linear.register_forward_hook(stop_linear)]
     try:
         yield laps
     finally:

@@ -10,14 +10,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lf_backend._optional import optional
-from lf_backend.cli.demo.comparison import Row
+from lf_backend.cli.demo.comparison import Compared
 
 MIB = 1 << 20
 
 
-def times(rows: Sequence[Row]) -> Table:
+def times(rows: Sequence[Compared]) -> Table:
     """One row per length: the whole model, and its attention."""
-    found = _table("seconds of one forward pass: the whole model, and of it the attention")
+    found = _table("seconds of one forward pass: the whole model, and of it the attention, projections apart")
     for name in ("tokens", "stock", "patched", "faster", "attention, stock", "patched", "faster"):
         found.add_column(name, justify="right")
     for row in rows:
@@ -31,7 +31,7 @@ def times(rows: Sequence[Row]) -> Table:
     return found
 
 
-def memory(rows: Sequence[Row]) -> Table:
+def memory(rows: Sequence[Compared]) -> Table:
     """One row per length: peak memory, and how far the answers are apart."""
     found = _table("peak memory, and how far the outputs differ")
     for name in ("tokens", "stock", "patched", "less", "difference"):
@@ -50,7 +50,7 @@ def _table(title: str) -> Table:
     return Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
 
 
-def plot(rows: Sequence[Row], path: Path, title: str) -> None:
+def plot(rows: Sequence[Compared], path: Path, title: str) -> None:
     """Save time and memory against length as a PNG file.
 
     Raises:

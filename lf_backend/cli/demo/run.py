@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from lf_backend.api import explain, patch
 from lf_backend.cli.arguments import coloured
 from lf_backend.cli.demo import comparison, document, report, subject
 from lf_backend.errors import LFError
+from lf_backend.measure import machine_load
 from lf_backend.patching import Report
 from lf_backend.pattern.picture import draw
 from lf_backend.pattern.terms import Global
@@ -40,8 +42,38 @@ class Request:
     plot: Path | None
 
 
-def run(request: Request, console: Console) -> bool:
-    """Run the demo; whether the two models agree.
+@dataclass(frozen=True)
+class Findings:
+    """The results of a demo.
+
+    Attributes:
+        document, model: what was read, and by what.
+        machine: how busy the machine was before.
+        rows: one per length.
+    """
+
+    document: str
+    model: str
+    machine: str
+    rows: tuple[comparison.Compared, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest difference between the outputs, divided by the largest output."""
+        return max(row.difference for row in self.rows)
+
+    @property
+    def agree(self) -> bool:
+        """Whether both models gave one answer at every length."""
+        return all(row.difference <= TOLERANCE for row in self.rows)  # false for NaN
+
+    def as_json(self) -> str:
+        """Return the findings as JSON: seconds and bytes."""
+        return json.dumps({**asdict(self), "agree": self.agree}, indent=2)
+
+
+def run(request: Request, console: Console) -> Findings:
+    """Run the demo.
 
     A plot that was asked for and cannot be drawn is an error, before anything is measured. One that
     was not asked for is left out, with a word about it.
@@ -64,11 +96,15 @@ def run(request: Request, console: Console) -> bool:
     with patch(ours) as patched:
         _introduce(patched.report, reader, longest, device, console)
         attention = [row.path for row in patched.report.rows if row.pattern is not None]
+        load = machine_load()
         rows = _measure(stock, ours, attention, tokens[:longest], console)
+    found = Findings(text.name, reader.name, load, tuple(rows))
+    console.print(f"the machine is {load}\n", highlight=False)
     console.print(report.times(rows))
     console.print(report.memory(rows))
     _plot(rows, request, reader, console)
-    return _verdict(rows, console)
+    _say(found, console)
+    return found
 
 
 def _device(name: str) -> torch.device:
@@ -107,15 +143,15 @@ def _introduce(
 
 def _measure(
     stock: nn.Module, ours: nn.Module, attention: list[str], tokens: Tensor, console: Console
-) -> list[comparison.Row]:
+) -> list[comparison.Compared]:
     """All lengths up to that of `tokens`, under a progress bar."""
-    rows: list[comparison.Row] = []
+    rows: list[comparison.Compared] = []
     lengths = comparison.lengths(min(SHORTEST, len(tokens)), len(tokens))
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=sum(lengths))
         for length in lengths:
             for step in comparison.compare(stock, ours, attention, tokens, length):
-                if isinstance(step, comparison.Row):
+                if isinstance(step, comparison.Compared):
                     rows.append(step)
                 else:
                     progress.update(task, description=f"{length:,} tokens: {step}")
@@ -123,7 +159,9 @@ def _measure(
     return rows
 
 
-def _plot(rows: list[comparison.Row], request: Request, reader: subject.Subject, console: Console) -> None:
+def _plot(
+    rows: list[comparison.Compared], request: Request, reader: subject.Subject, console: Console
+) -> None:
     path = request.plot or PLOT
     try:
         report.plot(rows, path, reader.name)
@@ -135,19 +173,17 @@ def _plot(rows: list[comparison.Row], request: Request, reader: subject.Subject,
     console.print(f"plot: {path}", highlight=False)
 
 
-def _verdict(rows: list[comparison.Row], console: Console) -> bool:
-    """The last line: whether the answers are the same, and how much was gained at the longest length."""
-    worst, last = max(row.difference for row in rows), rows[-1]
-    agree = all(row.difference <= TOLERANCE for row in rows)  # false for NaN
-    answer = "the same answer" if agree else "NOT the same answer"
+def _say(found: Findings, console: Console) -> None:
+    """Print the last line: whether the answers agree, and how much is gained at the longest length."""
+    last = found.rows[-1]
+    answer = "the same answer" if found.agree else "NOT the same answer"
     model = last.stock.seconds.median / last.ours.seconds.median
     attention = last.stock.attention / last.ours.attention
     console.print(
-        f"{answer}: largest difference {worst:.1e} of the largest output, {TOLERANCE:.0e} allowed; "
+        f"{answer}: largest difference {found.worst:.1e} of the largest output, {TOLERANCE:.0e} allowed; "
         f"at {last.length:,} tokens the attention is {attention:.1f} x as fast, the model {model:.1f} x, "
         f"in {last.ours.bytes / last.stock.bytes:.0%} of the memory",
-        style="bold green" if agree else "bold red",
+        style="bold green" if found.agree else "bold red",
         highlight=False,
         soft_wrap=True,
     )
-    return agree

@@ -14,14 +14,15 @@ namespace lf::LF_SET {
 // Of a block, between rounds: queries and grad_out [groups][D][LANES], the same by rows [lanes][width],
 // grad_q [groups][D][LANES], lse in units of log2(e) and delta by lane.
 template <class A> struct Slopes {
-    A *queries, *upstream, *query_rows, *upstream_rows, *grad_q, *lse, *delta;
+    Element<A> *queries, *upstream, *query_rows, *upstream_rows;
+    A *grad_q, *lse, *delta;
 };
 
 template <class A> class Backward {
   public:
     Backward(const Call& call, const Plan& plan, Shares<A>& shares)
         : call_(call), plan_(plan), shares_(shares), chunk_(chunk_rows<A>(call.head_dim)),
-          width_((call.head_dim + WIDTH<A> - 1) / WIDTH<A> * WIDTH<A>) {}
+          width_(TILES ? depth_of(call) : (call.head_dim + WIDTH<A> - 1) / WIDTH<A> * WIDTH<A>) {}
 
     // A bias that examples share gets its gradient from one after the other.
     bool operator()(int64_t index) const {
@@ -40,6 +41,7 @@ template <class A> class Backward {
         Taps* taps;
         Wanted wanted;
         A *states, *weights, *gradients, *tangents, *grad_k, *grad_v;
+        Element<A> *pairs, *weight_halves, *gradient_halves;
         const A *lse, *delta;
     };
     using Step = void (Backward::*)(Work&, const Task&, Slopes<A>&) const;
@@ -52,6 +54,7 @@ template <class A> class Backward {
     }
 
     bool differentiate(const Task& task) const {
+        [[maybe_unused]] TileState tiles;
         int64_t capacity = round_rows<A>(call_), all = most_keys(plan_, task);
         bool several = all > capacity;
         int64_t states = several ? blocks<A>(task) : 1;
@@ -81,30 +84,30 @@ template <class A> class Backward {
     }
 
     void lay_out(Work& work, Memory& memory, int64_t rows, int64_t states) const {
-        Keys<A>& keys = work.keys;
-        keys.k_memory = memory.take<A>(rows * call_.head_dim);
-        keys.v_memory = memory.take<A>(rows * call_.head_dim);
-        keys.position = memory.take<Int<A>>(rows);
-        keys.hash = memory.take<uint32_t>(call_.dropout ? rows : 0);
-        keys.slot = memory.take<int64_t>(rows);
-        keys.pieces = memory.take<Piece>(pieces(call_));
+        take_keys(work.keys, memory, call_, rows, false, true);
+        const int64_t margin = TILES ? 2 * SIDE : 0;  // products write whole tiles
         work.block = memory.take<Block<A>>(1);
         work.taps = memory.take<Taps>(call_.bias != nullptr);
-        work.weights = memory.take<A>(chunk_ * BLOCK);
-        work.gradients = memory.take<A>(chunk_ * BLOCK);
+        work.weights = memory.take<A>(chunk_ * BLOCK + margin * LANES<A>);
+        work.gradients = memory.take<A>(chunk_ * BLOCK + margin * LANES<A>);
+        work.pairs = memory.take<Element<A>>(TILES ? (chunk_ + DEEP) * LANES<A> : 0);
+        work.weight_halves = memory.take<Element<A>>(TILES ? chunk_ * BLOCK : 0);
+        work.gradient_halves = memory.take<Element<A>>(TILES ? chunk_ * BLOCK : 0);
         work.tangents = memory.take<A>(call_.softcap != 0 ? chunk_ * LANES<A> : 0);
-        work.grad_k = memory.take<A>(rows * width_);
-        work.grad_v = memory.take<A>(rows * width_);
+        work.grad_k = memory.take<A>((rows + margin) * width_);
+        work.grad_v = memory.take<A>((rows + margin) * width_);
         work.states = memory.take<A>(states * state_size());
     }
 
-    int64_t state_size() const { return (3 * call_.head_dim + 2 * width_ + 2) * BLOCK; }
+    int64_t state_size() const { return (3 * depth_of(call_) + 2 * width_ + 2) * BLOCK; }
 
     Slopes<A> state(const Work& work, int64_t index) const {
-        int64_t lanes = call_.head_dim * BLOCK, rows = width_ * BLOCK;
+        int64_t lanes = depth_of(call_) * BLOCK, rows = width_ * BLOCK;
         A* at = work.states + index * state_size();
         A *next = at + 3 * lanes, *last = next + 2 * rows;
-        return {at, at + lanes, next, next + rows, at + 2 * lanes, last, last + BLOCK};
+        auto operand = [](A* x) { return reinterpret_cast<Element<A>*>(x); };
+        return {operand(at), operand(at + lanes), operand(next), operand(next + rows),
+                at + 2 * lanes, last, last + BLOCK};
     }
 
     void clear(Work& work, int64_t rows) const {
@@ -113,7 +116,7 @@ template <class A> class Backward {
 
     void each_block(Work& work, const Task& task, bool apart, Step step) const {
         for (int64_t index = 0; index < blocks<A>(task); ++index) {
-            fill(*work.block, call_, task, index);
+            fill(*work.block, call_, task, index, false);
             if (call_.bias != nullptr) find_taps(*work.taps, call_, *work.block, false);
             Slopes<A> own = state(work, apart ? index : 0);
             (this->*step)(work, task, own);
@@ -128,10 +131,15 @@ template <class A> class Backward {
 
     void begin(Work& work, const Task&, Slopes<A>& state) const {
         const Block<A>& block = *work.block;
-        gather<A>(state.queries, state.query_rows, call_.q, call_, block, query_factor<A>(call_), width_);
-        gather<A>(state.upstream, state.upstream_rows, call_.grad_out, call_, block, A(1), width_);
+        if constexpr (TILES) {
+            gather<A>(state.queries, state.query_rows, call_.q, call_, block);
+            gather<A>(state.upstream, state.upstream_rows, call_.grad_out, call_, block);
+        } else {
+            gather<A>(state.queries, state.query_rows, call_.q, call_, block, query_factor<A>(call_), width_);
+            gather<A>(state.upstream, state.upstream_rows, call_.grad_out, call_, block, A(1), width_);
+        }
         int64_t lanes = block.groups * LANES<A>;
-        for (int64_t i = 0; i < lanes * call_.head_dim; ++i) state.grad_q[i] = 0;
+        for (int64_t i = 0; i < lanes * depth_of(call_); ++i) state.grad_q[i] = 0;
         for (int64_t lane = 0; lane < lanes; ++lane) {  // without a query: no weights
             int64_t at = row_index(call_, block, lane);
             state.lse[lane] = block.used[lane] ? static_cast<const A*>(call_.lse)[at] * A(LOG2E) : A(INFINITE);
@@ -140,12 +148,20 @@ template <class A> class Backward {
         }
     }
 
-    // No weight is more than 0 times what a lane holds, which may be NaN.
+    // No weight is more than 0 times what a lane holds, which may be NaN: of a query that is padded, too.
     void silence(Slopes<A>& state, int64_t lane) const {
         state.delta[lane] = 0;
-        for (int64_t d = 0; d < width_; ++d) state.upstream_rows[lane * width_ + d] = 0;
-        A* lanes = state.upstream + lane / LANES<A> * call_.head_dim * LANES<A> + lane % LANES<A>;
-        for (int64_t d = 0; d < call_.head_dim; ++d) lanes[d * LANES<A>] = 0;
+        if constexpr (TILES) {
+            const Half nothing[256 + DEEP] = {};
+            put_lane<A>(state.queries, state.query_rows, nothing, lane, depth_of(call_));
+            put_lane<A>(state.upstream, state.upstream_rows, nothing, lane, depth_of(call_));
+            return;
+        }
+        int64_t at = lane / LANES<A> * call_.head_dim * LANES<A> + lane % LANES<A>;
+        for (int64_t d = 0; d < width_; ++d)
+            state.upstream_rows[lane * width_ + d] = state.query_rows[lane * width_ + d] = 0;
+        for (int64_t d = 0; d < call_.head_dim; ++d)
+            state.upstream[at + d * LANES<A>] = state.queries[at + d * LANES<A>] = 0;
     }
 
     void see(Work& work, const Task& task, Slopes<A>& state) const {
@@ -159,9 +175,8 @@ template <class A> class Backward {
                 sights[g] = eye.sight(piece, g);
                 low = least(low, sights[g].some.low), high = most(high, sights[g].some.high);
             }
-            for (; low < high; low += chunk_) {
-                chunk(work, eye, task, piece, sights, {low, least(low + chunk_, high)}, state);
-            }
+            for (; low < high; low = after(low, chunk_))
+                chunk(work, eye, task, piece, sights, {low, least(after(low, chunk_), high)}, state);
         }
     }
 
@@ -170,7 +185,7 @@ template <class A> class Backward {
                Slopes<A>& state) const {
         Range ranges[GROUPS<A>];
         const Keys<A>& keys = work.keys;
-        int64_t D = call_.head_dim;
+        int64_t D = depth_of(call_), count = rows.high - rows.low;
         for (int g = 0; g < work.block->groups; ++g) {
             Range own{most(rows.low, sights[g].some.low), least(rows.high, sights[g].some.high)};
             ranges[g] = {own.low - rows.low, own.high - rows.low};
@@ -179,16 +194,30 @@ template <class A> class Backward {
                 continue;
             }
             weigh(work, eye, task, piece, g, own, ranges[g].low, sights[g].every, state);
-            by_columns<A, false>(state.grad_q + g * D * LANES<A>, nullptr, keys.k + own.low * D, D,
-                                 work.gradients + (g * chunk_ + ranges[g].low) * LANES<A>, own.high - own.low, D);
-            surround(work.weights + g * chunk_ * LANES<A>, ranges[g], rows.high - rows.low);
-            surround(work.gradients + g * chunk_ * LANES<A>, ranges[g], rows.high - rows.low);
+            const int64_t panel = g * chunk_ * LANES<A>;
+            A *grad_q = state.grad_q + g * D * LANES<A>, *weights = work.weights + panel,
+              *gradients = work.gradients + panel;
+            const A* own_gradients = gradients + ranges[g].low * LANES<A>;
+            if constexpr (TILES) {
+                by_columns<false, COLUMNS>(grad_q, nullptr, keys.turned, own.low, own_gradients, own.high - own.low,
+                                           D, work.pairs);
+                halve(work.weight_halves + panel, weights, ranges[g], count);
+                halve(work.gradient_halves + panel, gradients, ranges[g], count);
+            } else {
+                by_columns<A, false>(grad_q, nullptr, keys.k + own.low * D, D, own_gradients, own.high - own.low, D);
+                surround(weights, ranges[g], count);
+                surround(gradients, ranges[g], count);
+            }
         }
         int groups = work.block->groups;
-        by_queries<A>(work.grad_v + rows.low * width_, work.weights, chunk_, ranges, groups, state.upstream_rows,
-                      width_, rows.high - rows.low);
-        by_queries<A>(work.grad_k + rows.low * width_, work.gradients, chunk_, ranges, groups, state.query_rows,
-                      width_, rows.high - rows.low);
+        A *grad_v = work.grad_v + rows.low * width_, *grad_k = work.grad_k + rows.low * width_;
+        if constexpr (TILES) {
+            by_queries(grad_v, work.weight_halves, chunk_, ranges, groups, state.upstream_rows, width_, count);
+            by_queries(grad_k, work.gradient_halves, chunk_, ranges, groups, state.query_rows, width_, count);
+        } else {
+            by_queries<A>(grad_v, work.weights, chunk_, ranges, groups, state.upstream_rows, width_, count);
+            by_queries<A>(grad_k, work.gradients, chunk_, ranges, groups, state.query_rows, width_, count);
+        }
     }
 
     // Zeros before and behind a range, as far as a tile that meets it can reach.
@@ -202,12 +231,19 @@ template <class A> class Backward {
     void weigh(Work& work, const Eye<A>& eye, const Task& task, const Piece& piece, int group, Range rows, int64_t at, Range every,
                Slopes<A>& state) const {
         const Keys<A>& keys = work.keys;
-        int64_t count = rows.high - rows.low, D = call_.head_dim, lane = group * LANES<A>;
+        int64_t count = rows.high - rows.low, D = depth_of(call_), lane = group * LANES<A>;
         A *weights = work.weights + (group * chunk_ + at) * LANES<A>,
           *gradients = work.gradients + (group * chunk_ + at) * LANES<A>;
-        want(work.wanted, work.keys, call_, task, chunk_ / 32);
-        by_rows<A>(weights, keys.k + rows.low * D, D, state.queries + lane * D, D, count, work.wanted);
-        by_rows<A>(gradients, keys.v + rows.low * D, D, state.upstream + lane * D, D, count, work.wanted);
+        want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
+        const Element<A> *k = keys.k + rows.low * D, *v = keys.v + rows.low * D;
+        const Element<A> *queries = state.queries + lane * D, *upstream = state.upstream + lane * D;
+        if constexpr (TILES) {
+            by_rows<COLUMNS>(weights, k, D, queries, count, query_factor<A>(call_), work.wanted);
+            by_rows<COLUMNS>(gradients, v, D, upstream, count, A(1), work.wanted);
+        } else {
+            by_rows<A>(weights, k, D, queries, D, count, work.wanted);
+            by_rows<A>(gradients, v, D, upstream, D, count, work.wanted);
+        }
         if (call_.softcap != 0) cap<A>(weights, work.tangents, call_, count);
         bool biased = call_.bias != nullptr && piece.band == 0;
         if (biased) add_bias<A>(weights, call_, *work.block, *work.taps, keys, group, rows.low, count);
@@ -261,7 +297,7 @@ template <class A> Status backward(const Call& call) {
     if (done) {
         Backward<A> pass(call, plan, shares);
         int64_t items = plan.tasks * (Backward<A>::together(call) ? 1 : call.batch);
-        done = run(items, call.threads,
+        done = run(items, call.threads, 3 * plan.products(),
                    [](void* context, int64_t item) { return (*static_cast<Backward<A>*>(context))(item); }, &pass);
     }
     shares.drop();

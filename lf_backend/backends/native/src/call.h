@@ -8,7 +8,7 @@
 
 namespace lf {
 
-constexpr int64_t VERSION = 1;
+constexpr int64_t VERSION = 3;
 
 enum Dtype : int64_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 
@@ -36,10 +36,15 @@ struct Call {
     const uint8_t* shown;      // [B, column_count], whether an example uses the column
     int64_t column_count, columns_causal;
     const uint8_t* padding;  // [B, keys], or null
+    // Of every position, where its document begins and ends, [B, keys]; or null. Both ascend, and the columns of
+    // an example are then those that are shown, in ascending order, and others behind them.
+    const int64_t *document_start, *document_end;
     const void* bias;        // [1 or B, H, N, taps], or null
     int64_t bias_batch, bias_head, bias_row, bias_tap, bias_batches;
     double scale, softcap;  // softcap 0: none
-    int64_t dropout, seed, threshold;  // a weight is kept if its hash, as a signed word, reaches the threshold
+    int64_t dropout;
+    const int64_t* seed;  // and the position in the row that the first key has; or null
+    int64_t threshold;  // a weight is kept if its hash, as a signed word, reaches the threshold
     double keep;                       // factor of what is kept; 0 where nothing is
     int64_t threads;
 

@@ -3,12 +3,35 @@
 #include "pool.h"
 #include "units.h"
 
+#if defined(LF_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 struct Choice {
     const lf::Unit* unit;
     bool runs;
 };
+
+#if defined(__x86_64__)
+// Whether the processor multiplies tiles of bfloat16, and the system lets this process: their registers are 8 KiB
+// that it has to save, for which it wants to be asked.
+bool has_tiles() {
+#if defined(LF_AMX) && defined(__linux__)
+    unsigned a, b, c, d;
+    constexpr unsigned BFLOAT16 = 1u << 22, TILE = 1u << 24;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & BFLOAT16) == 0 || (d & TILE) == 0) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & 1u << 5) == 0) return false;  // conversions to bfloat16
+    constexpr long ASK_PERMISSION = 0x1023, TILE_DATA = 18;  // of arch_prctl; older headers lack the names
+    return syscall(SYS_arch_prctl, ASK_PERMISSION, TILE_DATA) == 0;
+#else
+    return false;
+#endif
+}
+#endif
 
 // Best first. Nothing but this asks the processor what it can.
 const Choice* choices() {
@@ -18,7 +41,11 @@ const Choice* choices() {
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     static const bool some = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                              __builtin_cpu_supports("f16c");
-    static const Choice found[] = {{&lf::avx512::unit, wide && some}, {&lf::avx2::unit, some}, {nullptr, false}};
+    static const Choice found[] = {
+#if defined(LF_AMX)
+        {&lf::amx::unit, wide && some && has_tiles()},
+#endif
+        {&lf::avx512::unit, wide && some}, {&lf::avx2::unit, some}, {nullptr, false}};
 #elif defined(__aarch64__)
     static const Choice found[] = {{&lf::neon::unit, true}, {nullptr, false}};
 #else

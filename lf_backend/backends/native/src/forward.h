@@ -1,6 +1,7 @@
 // The forward pass: online softmax over chunks of keys, queries in the lanes.
 #pragma once
 
+#include "few.h"
 #include "memory.h"
 #include "pool.h"
 #include "scores.h"
@@ -11,14 +12,19 @@ namespace lf::LF_SET {
 
 // Keys of a chunk: its values stay in the first cache while the products run over them.
 template <class A> LF_INLINE int64_t chunk_rows(int64_t head_dim) {
+    if (TILES) return 3 * DEEP;
     int64_t rows = 24576 / int64_t(sizeof(A)) / head_dim / ROWS * ROWS;
     return least<int64_t>(most<int64_t>(rows, 2 * ROWS), 16 * ROWS);
 }
 
 // Of a block, between rounds: queries and sums [groups][D][LANES]; largest score and sum of weights by lane.
 template <class A> struct State {
-    A *queries, *sums, *largest, *total;
+    Element<A>* queries;
+    A *sums, *largest, *total;
 };
+
+// Where a chunk ends that begins at a row: with tiles, at the end of a block of the rows that are turned.
+LF_INLINE int64_t after(int64_t low, int64_t chunk) { return TILES ? (low + chunk) / DEEP * DEEP : low + chunk; }
 
 template <class A> class Forward {
   public:
@@ -27,6 +33,7 @@ template <class A> class Forward {
     bool operator()(int64_t index) const {
         Task task = plan_.task(index / plan_.tasks, index % plan_.tasks);
         if (task.count == 0) return true;
+        [[maybe_unused]] TileState tiles;
         bool where = in_place<A>(call_) && blocks<A>(task) <= 2;
         int64_t capacity = where ? most_keys(plan_, task) : round_rows<A>(call_);
         bool several = most_keys(plan_, task) > capacity;
@@ -58,35 +65,31 @@ template <class A> class Forward {
         Taps* taps;
         Wanted wanted;
         A *states, *scores;
+        Element<A>* pairs;
     };
     using Step = void (Forward::*)(Work&, const Task&, State<A>&) const;
 
     void lay_out(Work& work, Memory& memory, int64_t rows, bool where, int64_t states) const {
-        Keys<A>& keys = work.keys;
-        keys.k_memory = memory.take<A>(where ? 0 : rows * call_.head_dim);
-        keys.v_memory = memory.take<A>(where ? 0 : rows * call_.head_dim);
-        keys.position = memory.take<Int<A>>(rows);
-        keys.hash = memory.take<uint32_t>(call_.dropout ? rows : 0);
-        keys.slot = memory.take<int64_t>(rows);
-        keys.pieces = memory.take<Piece>(pieces(call_));
+        take_keys(work.keys, memory, call_, rows, where, false);
         work.block = memory.take<Block<A>>(1);
         work.taps = memory.take<Taps>(call_.bias != nullptr);
-        work.scores = memory.take<A>(chunk_ * LANES<A>);
+        work.scores = memory.take<A>((chunk_ + (TILES ? SIDE : 0)) * LANES<A>);
+        work.pairs = memory.take<Element<A>>(TILES ? (chunk_ + DEEP) * LANES<A> : 0);
         work.states = memory.take<A>(states * state_size());
     }
 
-    int64_t state_size() const { return (2 * call_.head_dim + 2) * BLOCK; }
+    int64_t state_size() const { return (2 * depth_of(call_) + 2) * BLOCK; }
 
     State<A> state(const Work& work, int64_t index) const {
         A* at = work.states + index * state_size();
-        A* sums = at + call_.head_dim * BLOCK;
-        A* largest = sums + call_.head_dim * BLOCK;
-        return {at, sums, largest, largest + BLOCK};
+        A* sums = at + depth_of(call_) * BLOCK;
+        A* largest = sums + depth_of(call_) * BLOCK;
+        return {reinterpret_cast<Element<A>*>(at), sums, largest, largest + BLOCK};
     }
 
     void each_block(Work& work, const Task& task, bool apart, Step step) const {
         for (int64_t index = 0; index < blocks<A>(task); ++index) {
-            fill(*work.block, call_, task, index);
+            fill(*work.block, call_, task, index, true);
             if (call_.bias != nullptr) find_taps(*work.taps, call_, *work.block, false);
             State<A> own = state(work, apart ? index : 0);
             (this->*step)(work, task, own);
@@ -100,9 +103,12 @@ template <class A> class Forward {
     }
 
     void begin(Work& work, const Task&, State<A>& state) const {
-        gather<A>(state.queries, nullptr, call_.q, call_, *work.block, query_factor<A>(call_), call_.head_dim);
+        if constexpr (TILES)
+            gather<A>(state.queries, nullptr, call_.q, call_, *work.block);
+        else
+            gather<A>(state.queries, nullptr, call_.q, call_, *work.block, query_factor<A>(call_), call_.head_dim);
         int64_t lanes = work.block->groups * LANES<A>;
-        for (int64_t i = 0; i < lanes * call_.head_dim; ++i) state.sums[i] = 0;
+        for (int64_t i = 0; i < lanes * depth_of(call_); ++i) state.sums[i] = 0;
         for (int64_t i = 0; i < lanes; ++i) state.largest[i] = A(-INFINITE), state.total[i] = 0;
     }
 
@@ -118,23 +124,49 @@ template <class A> class Forward {
                 sights[g] = eye.sight(piece, g);
                 low = least(low, sights[g].some.low), high = most(high, sights[g].some.high);
             }
-            for (; low < high; low += chunk_)
+            for (int64_t next = low; low < high; low = next) {
+                next = chunk_end(sights, work.block->groups, low);
                 for (int g = 0; g < work.block->groups; ++g) {
-                    Range rows{most(low, sights[g].some.low), least(low + chunk_, sights[g].some.high)};
+                    Range rows{most(low, sights[g].some.low), least(next, sights[g].some.high)};
                     if (rows.low >= rows.high) continue;
-                    want(work.wanted, work.keys, call_, task, chunk_ / 32);
-                    attend(work, eye, piece, g, rows, sights[g].every, state);
+                    want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
+                    if (work.block->lanes == WIDTH<A>)
+                        attend<1>(work, eye, piece, g, rows, sights[g].every, state);
+                    else
+                        attend<COLUMNS>(work, eye, piece, g, rows, sights[g].every, state);
                 }
+            }
         }
     }
 
+    // Where a chunk ends: with packed documents also where the next one begins, so that no group's keys are cut in
+    // more pieces than if its document were alone.
+    int64_t chunk_end(const Sight* sights, int groups, int64_t low) const {
+        int64_t end = after(low, chunk_), seen = low + 1;
+        if (call_.document_start == nullptr) return end;
+        for (int g = 0; g < groups; ++g) {
+            if (sights[g].some.low >= seen) end = least(end, sights[g].some.low);
+            seen = most(seen, sights[g].some.high);
+        }
+        return end;
+    }
+
+    // N: how many vectors of a group's lanes have queries.
+    template <int N>
     void attend(Work& work, const Eye<A>& eye, const Piece& piece, int group, Range rows, Range every,
                 State<A>& state) const {
         const Keys<A>& keys = work.keys;
-        int64_t count = rows.high - rows.low, D = call_.head_dim;
-        const A* queries = state.queries + group * D * LANES<A>;
-        by_rows<A>(work.scores, keys.k + rows.low * keys.k_stride, keys.k_stride, queries, D, count,
-                   work.wanted);
+        int64_t count = rows.high - rows.low, D = depth_of(call_);
+        const Element<A>* queries = state.queries + group * D * LANES<A>;
+        const Element<A>* k = keys.k + rows.low * keys.k_stride;
+        int64_t queries_here = work.block->count;
+        bool few = N == 1 && queries_here <= FEW;
+        if constexpr (TILES)
+            by_rows<N>(work.scores, k, D, queries, count, query_factor<A>(call_), work.wanted);
+        else if (few)
+            few_scores<A>(work.scores, k, keys.k_stride, queries, D, count, queries_here);
+        else
+            by_rows<A, N>(work.scores, k, keys.k_stride, queries, D, count, work.wanted);
         if (call_.softcap != 0) cap<A>(work.scores, nullptr, call_, count);
         if (call_.bias != nullptr && piece.band == 0)
             add_bias<A>(work.scores, call_, *work.block, *work.taps, keys, group, rows.low, count);
@@ -142,24 +174,30 @@ template <class A> class Forward {
         alignas(VECTOR) A alpha[LANES<A>];
         A *largest = state.largest + group * LANES<A>, *total = state.total + group * LANES<A>;
         if (call_.dropout)
-            weigh<true>(work, group, rows, alpha, largest, total);
+            weigh<true, N>(work, group, rows, alpha, largest, total);
         else
-            weigh<false>(work, group, rows, alpha, largest, total);
-        by_columns<A, true>(state.sums + group * D * LANES<A>, alpha, keys.v + rows.low * keys.v_stride,
-                            keys.v_stride, work.scores, count, D);
+            weigh<false, N>(work, group, rows, alpha, largest, total);
+        A* sums = state.sums + group * D * LANES<A>;
+        const Element<A>* v = keys.v + rows.low * keys.v_stride;
+        if constexpr (TILES)
+            by_columns<true, N>(sums, alpha, keys.turned, rows.low, work.scores, count, D, work.pairs);
+        else if (few)
+            few_sums<A>(sums, alpha, v, keys.v_stride, work.scores, count, D, queries_here);
+        else
+            by_columns<A, true, N>(sums, alpha, v, keys.v_stride, work.scores, count, D);
     }
 
     // Scores become weights under the largest score so far; alpha is what earlier sums are multiplied by.
-    template <bool DROPS>
+    template <bool DROPS, int N>
     void weigh(const Work& work, int group, Range rows, A* alpha, A* largest, A* total) const {
         A* const scores = work.scores;
         const int64_t end = (rows.high - rows.low) * LANES<A>;
-        Vec<A> before[COLUMNS], unit[COLUMNS], sum[COLUMNS];
-        for (int n = 0; n < COLUMNS; ++n) before[n] = unit[n] = load<Vec<A>>(largest + n * WIDTH<A>);
+        Vec<A> before[N], unit[N], sum[N];
+        for (int n = 0; n < N; ++n) before[n] = unit[n] = load<Vec<A>>(largest + n * WIDTH<A>);
         for (int64_t at = 0; at < end; at += LANES<A>)
-            for (int n = 0; n < COLUMNS; ++n)
+            for (int n = 0; n < N; ++n)
                 unit[n] = larger(unit[n], load<Vec<A>>(scores + at + n * WIDTH<A>));
-        for (int n = 0; n < COLUMNS; ++n) {
+        for (int n = 0; n < N; ++n) {
             store(largest + n * WIDTH<A>, unit[n]);
             unit[n] = unit[n] == A(-INFINITE) ? Vec<A>{} : unit[n];  // nothing seen yet
             before[n] = exp2<A>(before[n] - unit[n]);
@@ -167,14 +205,14 @@ template <class A> class Forward {
             sum[n] = Vec<A>{};
         }
         for (int64_t at = 0, key = rows.low; at < end; at += LANES<A>, ++key)
-            for (int n = 0; n < COLUMNS; ++n) {
+            for (int n = 0; n < N; ++n) {
                 Vec<A> weight = exp2<A>(load<Vec<A>>(scores + at + n * WIDTH<A>) - unit[n]);
                 sum[n] += weight;
                 if constexpr (DROPS)
                     weight *= kept<A>(call_, *work.block, work.keys, group * LANES<A> + n * WIDTH<A>, key);
                 store(scores + at + n * WIDTH<A>, weight);
             }
-        for (int n = 0; n < COLUMNS; ++n) {
+        for (int n = 0; n < N; ++n) {
             A* at = total + n * WIDTH<A>;
             store(at, load<Vec<A>>(at) * before[n] + sum[n]);
         }
@@ -183,7 +221,7 @@ template <class A> class Forward {
     void finish(Work& work, const Task&, State<A>& state) const {
         const Block<A>& block = *work.block;
         A factors[BLOCK];
-        for (int64_t lane = 0; lane < block.groups * LANES<A>; ++lane) {
+        for (int64_t lane = 0; lane < block.lanes; ++lane) {
             A total = state.total[lane];
             factors[lane] = total == 0 ? A(0) : A(1) / total;
             if (!block.used[lane]) continue;
@@ -205,7 +243,7 @@ template <class A> Status forward(const Call& call) {
     Plan plan;
     if (!make_plan(call, false, plan)) return NO_MEMORY;
     Forward<A> pass(call, plan);
-    bool done = run(call.batch * plan.tasks, call.threads,
+    bool done = run(call.batch * plan.tasks, call.threads, plan.products(),
                     [](void* context, int64_t task) { return (*static_cast<Forward<A>*>(context))(task); }, &pass);
     drop_plan(plan);
     return done ? DONE : NO_MEMORY;

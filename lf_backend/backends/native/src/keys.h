@@ -7,10 +7,11 @@
 #pragma once
 
 #include "hash.h"
+#include "memory.h"
 #include "plan.h"
-#include "products.h"
 #include "queries.h"
 #include "storage.h"
+#include "tiles.h"
 
 namespace lf::LF_SET {
 
@@ -26,15 +27,17 @@ struct Piece {
 };
 
 template <class A> struct Keys {
-    const A *k, *v;
+    const Element<A> *k, *v;
     int64_t k_stride, v_stride;
     Int<A>* position;
     uint32_t* hash;
     int64_t* slot;  // of a row, among all that the task may see: where its sums go
     Piece* pieces;
     int64_t piece_count;
-    A *k_memory, *v_memory;
-    bool where;  // keys are read where they are
+    Element<A> *k_memory, *v_memory;  // rows
+    Element<A>* turned;               // for tiles: values by columns, or keys if the values are there as rows
+    int64_t most;                     // rows that there is memory for
+    bool where;                       // keys are read where they are
 };
 
 // Where the next round begins: piece by piece, in each at a step of its span or an index of a column.
@@ -47,7 +50,7 @@ LF_INLINE int64_t pieces(const Call& call) { return call.band_count + (call.colu
 // Steps or columns of a piece, padded ones included.
 LF_INLINE Span extent(const Plan& plan, const Task& task, int64_t band) {
     if (band < plan.call->band_count) return plan.span(task, band);
-    return {0, 1, 0, plan.call->column_count};
+    return plan.columns(task);
 }
 
 LF_INLINE int64_t most_keys(const Plan& plan, const Task& task) {
@@ -107,10 +110,44 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
     }
 }
 
+// A row for tiles, with zeros behind it.
+LF_INLINE void keep(Half* to, const char* from, int64_t head_dim) {
+    __builtin_memcpy(to, from, head_dim * sizeof(Half));
+    for (int64_t d = head_dim; d < whole(head_dim, DEEP); ++d) to[d] = 0;
+}
+
+// The same as a column, among zeros.
+LF_INLINE void turn(Half* to, int64_t row, const char* from, int64_t head_dim) {
+    to += row / DEEP * DEEP * whole(head_dim, DEEP) + row % DEEP;
+    for (int64_t d = 0; d < head_dim; ++d) __builtin_memcpy(to + d * DEEP, from + d * sizeof(Half), sizeof(Half));
+}
+
+// Memory for keys and values of a round: of both as rows, or of one of them.
+template <class A>
+void take_keys(Keys<A>& keys, Memory& memory, const Call& call, int64_t rows, bool where, bool backward) {
+    int64_t size = where ? 0 : (rows + (TILES ? 2 * SIDE : 0)) * depth_of(call);
+    keys.k_memory = memory.take<Element<A>>(size);
+    keys.v_memory = !TILES || backward ? memory.take<Element<A>>(size) : nullptr;
+    keys.turned = TILES ? memory.take<Element<A>>(size) : nullptr;
+    keys.most = rows;
+    keys.position = memory.take<Int<A>>(rows);
+    keys.hash = memory.take<uint32_t>(call.dropout ? rows : 0);
+    keys.slot = memory.take<int64_t>(rows);
+    keys.pieces = memory.take<Piece>(pieces(call));
+}
+
 template <class A> void copy_row(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int64_t position) {
-    int64_t to = piece.high * call.head_dim, head = task.run->kv_head;
-    widen<A>(keys.k_memory + to, row_of(call.k, call.dtype, task.batch, head, position), call.dtype, call.head_dim, 1);
-    widen<A>(keys.v_memory + to, row_of(call.v, call.dtype, task.batch, head, position), call.dtype, call.head_dim, 1);
+    const char *k = row_of(call.k, call.dtype, task.batch, task.run->kv_head, position),
+               *v = row_of(call.v, call.dtype, task.batch, task.run->kv_head, position);
+    int64_t to = piece.high * depth_of(call);
+    if constexpr (TILES) {
+        keep(keys.k_memory + to, k, call.head_dim);
+        if (keys.v_memory != nullptr) keep(keys.v_memory + to, v, call.head_dim);
+        turn(keys.turned, piece.high, keys.v_memory != nullptr ? k : v, call.head_dim);
+    } else {
+        widen<A>(keys.k_memory + to, k, call.dtype, call.head_dim, 1);
+        widen<A>(keys.v_memory + to, v, call.dtype, call.head_dim, 1);
+    }
 }
 
 // Copies what a piece has up to a position; columns are taken whole.
@@ -129,7 +166,7 @@ void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int
             copy_row(keys, call, task, piece, position);
         }
         keys.position[piece.high] = Int<A>(position);
-        if (call.dropout) keys.hash[piece.high] = key_hash(position);
+        if (call.dropout) keys.hash[piece.high] = key_hash(position + call.seed[1]);
         keys.slot[piece.high++] = piece.slot + piece.next;
     }
 }
@@ -150,7 +187,9 @@ bool next_round(Keys<A>& keys, const Plan& plan, const Task& task, Cursor& curso
     int64_t rows = 0;
     keys.piece_count = 0, keys.where = where;
     keys.k = keys.k_memory, keys.v = keys.v_memory;
-    keys.k_stride = keys.v_stride = call.head_dim;
+    keys.k_stride = keys.v_stride = depth_of(call);
+    if constexpr (TILES)  // what no row has yet, a weight of 0 must leave 0
+        __builtin_memset(keys.turned, 0, whole(keys.most, DEEP) * depth_of(call) * sizeof(Half));
     for (; cursor.band < pieces(call) && rows < capacity; ++cursor.band, cursor.step = 0) {
         Span span = extent(plan, task, cursor.band);
         int64_t next = span.first + cursor.step, last = least(span.last, next + capacity - rows);
@@ -158,8 +197,8 @@ bool next_round(Keys<A>& keys, const Plan& plan, const Task& task, Cursor& curso
         rows += last - next, cursor.slot += last - next;
         if (where) {
             int64_t first = span.residue + span.first * span.dilation, head = task.run->kv_head;
-            keys.k = reinterpret_cast<const A*>(row_of(call.k, call.dtype, task.batch, head, first));
-            keys.v = reinterpret_cast<const A*>(row_of(call.v, call.dtype, task.batch, head, first));
+            keys.k = reinterpret_cast<const Element<A>*>(row_of(call.k, call.dtype, task.batch, head, first));
+            keys.v = reinterpret_cast<const Element<A>*>(row_of(call.v, call.dtype, task.batch, head, first));
             keys.k_stride = call.k.row * span.dilation, keys.v_stride = call.v.row * span.dilation;
         }
         if (last < span.last) {

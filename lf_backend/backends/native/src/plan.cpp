@@ -61,14 +61,26 @@ int64_t widest(const Run& run, int64_t bands) {
 
 int64_t rounded(int64_t queries) { return std::max(BLOCK, ceil_div(queries, BLOCK) * BLOCK); }
 
+// Mean length of documents, all of them where there is but one a row.
+int64_t mean_document(const Call& call) {
+    if (call.document_start == nullptr || call.batch == 0) return call.keys;
+    int64_t total = call.batch * call.keys, count = 0;
+    for (int64_t at = 0; at < total; ++at) count += call.document_start[at] == at % call.keys;
+    return total / std::max<int64_t>(count, 1);
+}
+
 // Long segments copy little; short ones are many. In the backward every segment has its own sums for the keys
-// it shares with its neighbours, which must not outgrow the keys by much.
+// it shares with its neighbours, which must not outgrow the keys by much. Short documents share nothing, and a
+// short segment's copies stay in a nearer cache.
 void cut(const Plan& plan, Run& run, bool backward) {
     const Call& call = *plan.call;
     int64_t length = ceil_div(call.queries, run.step);
     int64_t window = std::min(widest(run, call.band_count), ceil_div(call.keys, run.step));
     int64_t least = backward ? std::max(SHORTEST, rounded(window / 4)) : SHORTEST;
-    int64_t segment = std::clamp(rounded(4 * window), int64_t(512), LONGEST);
+    int64_t segment = std::clamp(rounded(std::min(4 * window, 2 * plan.mean_document)), int64_t(512), LONGEST);
+    // Whole documents, where all are as long.
+    if (call.document_start != nullptr && plan.mean_document < segment && run.step == 1)
+        segment = segment / plan.mean_document * plan.mean_document;
     int64_t others = call.batch * plan.run_count * run.step;
     while (segment / 2 >= least && others * ceil_div(length, segment) < ENOUGH) segment = rounded(segment / 2);
     run.segment = std::max(segment, backward ? least : BLOCK);
@@ -85,7 +97,7 @@ int64_t most_heads(const Call& call) {
 }  // namespace
 
 bool make_plan(const Call& call, bool backward, Plan& plan) {
-    plan = {&call, nullptr, 0, 0};
+    plan = {&call, nullptr, 0, 0, mean_document(call)};
     size_t bytes = call.heads * (sizeof(Run) + call.band_count * sizeof(Reach));
     plan.runs = static_cast<Run*>(std::malloc(std::max<size_t>(bytes, 1)));
     if (plan.runs == nullptr) return false;
@@ -112,6 +124,13 @@ bool make_plan(const Call& call, bool backward, Plan& plan) {
 
 void drop_plan(Plan& plan) { std::free(plan.runs); }
 
+int64_t Plan::products() const {
+    int64_t keys = 0;
+    for (int64_t index = 0; index < run_count; ++index)
+        keys += runs[index].heads * std::min(widest(runs[index], call->band_count) + call->column_count, call->keys);
+    return 2 * call->batch * call->queries * keys * call->head_dim;
+}
+
 Task Plan::task(int64_t batch, int64_t index) const {
     const Run* run = std::upper_bound(runs, runs + run_count, index,
                                       [](int64_t at, const Run& next) { return at < next.first_task; }) - 1;
@@ -137,10 +156,23 @@ Span Plan::span(const Task& task, int64_t band) const {
     const Reach& reach = task.run->bands[band];
     int64_t residue = modulo(task.low, reach.dilation);
     int64_t length = class_length(call->keys, residue, reach.dilation);
-    int64_t first = ceil_div(task.low - reach.left - residue, reach.dilation);
-    int64_t last = floor_div(task.high + reach.right - residue, reach.dilation) + 1;
+    int64_t low = std::max(task.low - reach.left, document_start(*call, task.batch, task.low));
+    int64_t high = std::min(task.high + reach.right, document_end(*call, task.batch, task.high) - 1);
+    int64_t first = ceil_div(low - residue, reach.dilation), last = floor_div(high - residue, reach.dilation) + 1;
     first = std::clamp<int64_t>(first, 0, length);
     return {residue, reach.dilation, first, std::clamp(last, first, length)};
+}
+
+Span Plan::columns(const Task& task) const {
+    Span all{0, 1, 0, call->column_count};
+    if (call->document_start == nullptr) return all;
+    const uint8_t* shown = call->shown + task.batch * call->column_count;
+    const int64_t* at = call->columns + task.batch * call->column_count;
+    auto is_shown = [](uint8_t mark) { return mark != 0; };
+    const int64_t* end = at + (std::partition_point(shown, shown + call->column_count, is_shown) - shown);
+    all.first = std::lower_bound(at, end, document_start(*call, task.batch, task.low)) - at;
+    all.last = std::lower_bound(at + all.first, end, document_end(*call, task.batch, task.high)) - at;
+    return all;
 }
 
 bool Plan::owns(const Run& run) const {

@@ -25,6 +25,15 @@ struct Task {
     int64_t low, high;     // their least and greatest position
 };
 
+// Where the document of a position begins and ends: the whole sequence, unless documents are packed.
+inline int64_t document_start(const Call& call, int64_t batch, int64_t position) {
+    return call.document_start == nullptr ? 0 : call.document_start[batch * call.keys + position];
+}
+
+inline int64_t document_end(const Call& call, int64_t batch, int64_t position) {
+    return call.document_end == nullptr ? call.keys : call.document_end[batch * call.keys + position];
+}
+
 // Keys of a task that one band can show: positions residue + dilation * i for first <= i < last.
 struct Span {
     int64_t residue, dilation, first, last;
@@ -35,9 +44,14 @@ struct Plan {
     Run* runs;
     int64_t run_count;
     int64_t tasks;  // of one example
+    int64_t mean_document;
 
+    // Multiply-adds of a forward pass, about.
+    int64_t products() const;
     Task task(int64_t batch, int64_t index) const;
     Span span(const Task& task, int64_t band) const;
+    // Indices of the columns that its queries can see, as steps.
+    Span columns(const Task& task) const;
     // Keys of the only band that no other task touches, as steps of the task's span.
     Span owned(const Task& task) const;
     bool owns(const Run& run) const;

@@ -135,6 +135,12 @@ int64_t cores() {
     return std::max(1u, std::thread::hardware_concurrency());
 }
 
+// Threads that take so many multiply-adds, each a tenth of a millisecond or more.
+int64_t worth(int64_t products) {
+    constexpr int64_t ENOUGH = 10'000'000;
+    return pretended.load(std::memory_order_relaxed) ? INT64_MAX : 1 + products / ENOUGH;
+}
+
 struct Scratch {
     void* memory = nullptr;
     size_t bytes = 0;
@@ -143,8 +149,8 @@ struct Scratch {
 
 }  // namespace
 
-bool run(int64_t tasks, int64_t threads, bool (*work)(void*, int64_t), void* context) {
-    threads = std::min({threads, tasks, cores()});
+bool run(int64_t tasks, int64_t threads, int64_t products, bool (*work)(void*, int64_t), void* context) {
+    threads = std::min({threads, tasks, cores(), worth(products)});
     if (threads <= 1) {
         for (int64_t task = 0; task < tasks; ++task)
             if (!work(context, task)) return false;

@@ -70,6 +70,8 @@ template <class Body> LF_INLINE void for_tiles(int64_t rows, Body body) {
 
 // Lines of memory that will be needed soon, and are asked for between products, a few at a time: many at once
 // would hold up the products' own loads.
+template <class A> constexpr int ASKED = ROWS * LANES<A> / 48;  // with each tile: the larger, the fewer there are
+
 struct Wanted {
     const char* lines[64];
     int64_t count = 0;
@@ -79,37 +81,38 @@ struct Wanted {
     }
 };
 
-// Scores [rows, LANES] of `rows` keys, or grad_out @ v: to[j][lane] = sum over d of a[j][d] b[d][lane].
-template <class A>
+// Scores [rows, LANES] of `rows` keys, or grad_out @ v: to[j][lane] = sum over d of a[j][d] b[d][lane], for the
+// lanes of the first N vectors: one holds all queries of a decoding step.
+template <class A, int N = COLUMNS>
 __attribute__((noinline)) void by_rows(A* to, const A* a, int64_t stride, const A* b, int64_t depth,
                                        int64_t rows, Wanted& wanted) {
     for_tiles(rows, [=, &wanted](auto count, int64_t first) LF_LAMBDA {
         constexpr int R = decltype(count)::value;
-        for (int i = 0; i < 2 && wanted.count > 0; ++i) __builtin_prefetch(wanted.lines[--wanted.count], 0, 2);
-        Sums<A, R, COLUMNS> sums;
+        for (int i = 0; i < ASKED<A> && wanted.count > 0; ++i) __builtin_prefetch(wanted.lines[--wanted.count], 0, 2);
+        Sums<A, R, N> sums;
         clear(sums);
-        multiply<A, R, COLUMNS, false>(sums, a + first * stride, stride, b, LANES<A>, depth);
+        multiply<A, R, N, false>(sums, a + first * stride, stride, b, LANES<A>, depth);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int n = 0; n < COLUMNS; ++n)
+            for (int n = 0; n < N; ++n)
                 store(to + (first + r) * LANES<A> + n * WIDTH<A>, sums.c[r][n]);
     });
 }
 
 // to[d][lane] = alpha[lane] to[d][lane] + sum over j of a[j][d] b[j][lane], for d < rows, j < depth.
-template <class A, bool SCALED>
+template <class A, bool SCALED, int N = COLUMNS>
 __attribute__((noinline)) void by_columns(A* to, const A* alpha, const A* a, int64_t stride, const A* b,
                                           int64_t depth, int64_t rows) {
     for_tiles(rows, [=](auto count, int64_t first) LF_LAMBDA {
         constexpr int R = decltype(count)::value;
-        Sums<A, R, COLUMNS> sums;
+        Sums<A, R, N> sums;
         clear(sums);
-        multiply<A, R, COLUMNS, true>(sums, a + first, stride, b, LANES<A>, depth);
+        multiply<A, R, N, true>(sums, a + first, stride, b, LANES<A>, depth);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int n = 0; n < COLUMNS; ++n) {
+            for (int n = 0; n < N; ++n) {
                 A* at = to + (first + r) * LANES<A> + n * WIDTH<A>;
                 Vec<A> before = load<Vec<A>>(at);
                 if constexpr (SCALED) before *= load<Vec<A>>(alpha + n * WIDTH<A>);

@@ -30,7 +30,7 @@ struct Taps {
 };
 
 template <class A> void find_taps(Taps& taps, const Call& call, const Block<A>& block, bool gradient) {
-    for (int64_t lane = 0; lane < block.groups * LANES<A>; ++lane) {
+    for (int64_t lane = 0; lane < block.lanes; ++lane) {
         const Reach& band = call.bands[block.head[lane]];
         int64_t example = call.bias_batches > 1 ? block.batch : 0;
         taps.count[lane] = block.used[lane] ? band.left + band.right + 1 : 0;
@@ -52,9 +52,10 @@ LF_INLINE int64_t tap_of(const Taps& taps, int64_t lane, int64_t step) {
 template <class A>
 void add_bias(A* scores, const Call& call, const Block<A>& block, const Taps& taps, const Keys<A>& keys, int group,
               int64_t low, int64_t rows) {
+    int64_t lanes = least<int64_t>(LANES<A>, block.lanes);
     for (int64_t row = 0; row < rows; ++row) {
         int64_t step = keys.position[low + row] / call.bands[block.head[group * LANES<A>]].dilation;
-        for (int64_t i = 0; i < LANES<A>; ++i) {
+        for (int64_t i = 0; i < lanes; ++i) {
             int64_t lane = group * LANES<A> + i, tap = tap_of(taps, lane, step);
             if (tap < 0) continue;
             A bias = element<A>(call.bias, call.dtype, taps.at[lane] + tap * call.bias_tap);

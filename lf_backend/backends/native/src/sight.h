@@ -30,12 +30,14 @@ template <class A> class Eye {
         : call_(call), bands_(task.run->bands), keys_(keys), block_(block) {}
 
     Sight sight(const Piece& piece, int group) const {
-        if (piece.band == call_.band_count) return {{piece.low, piece.high}, {piece.low, piece.low}};
-        const Reach& reach = bands_[piece.band];
         int64_t first = block_.low[group], last = block_.high[group];
+        int64_t low = document_start(call_, block_.batch, first), high = document_end(call_, block_.batch, last) - 1;
+        if (piece.band == call_.band_count) return {range(piece, low, high), {piece.low, piece.low}};
+        const Reach& reach = bands_[piece.band];
         Sight found;
-        found.some = range(piece, first - reach.left, last + reach.right);
-        found.every = range(piece, last - reach.left, first + reach.right);
+        found.some = range(piece, most(first - reach.left, low), least(last + reach.right, high));
+        low = document_start(call_, block_.batch, last), high = document_end(call_, block_.batch, first) - 1;
+        found.every = range(piece, most(last - reach.left, low), least(first + reach.right, high));
         return found;
     }
 
@@ -69,9 +71,16 @@ template <class A> class Eye {
         int64_t position = keys_.position[row], low = block_.low[group], high = block_.high[group];
         for (int64_t band = 0; band < piece.band; ++band)
             if (near(band, group, position)) return true;
+        if (call_.document_start != nullptr && crossed(group, position)) return true;
         if (piece.band == call_.band_count) return call_.columns_causal && position > low;
         const Reach& reach = bands_[piece.band];
         return position < high - reach.left || position > low + reach.right;
+    }
+
+    // Whether some query of a group has another document than the key.
+    bool crossed(int group, int64_t position) const {
+        return position < document_start(call_, block_.batch, block_.high[group]) ||
+               position >= document_end(call_, block_.batch, block_.low[group]);
     }
 
     void hide_row(A* scores, const Piece& piece, int group, int64_t row) const {
@@ -85,6 +94,11 @@ template <class A> class Eye {
                 seen = query >= Int<A>(position);
             for (int64_t band = 0; band < piece.band; ++band)
                 if (near(band, group, position)) seen &= ~within(query, bands_[band], position);
+            if (call_.document_start != nullptr) {
+                int64_t lane = group * LANES<A> + n * WIDTH<A>;
+                seen &= (load<Ints<A>>(block_.start + lane) <= Int<A>(position)) &
+                        (load<Ints<A>>(block_.last + lane) >= Int<A>(position));
+            }
             A* to = scores + n * WIDTH<A>;
             store(to, seen ? load<Vec<A>>(to) : all(A(-INFINITE)));
         }

@@ -86,7 +86,7 @@ template <class A> struct Power {
 
 LF_INLINE Power<float> power(Vec<float> x) {
     using V = Vec<float>;
-    using I = Ints<float>;
+    using U = Words<float>;  // lanes that nobody uses may hold anything, and overflow
     const V round = all(0x1.8p23f);
     x = larger(all(-127.0f), x);
     V shifted = x + round, f = x - (shifted - round);
@@ -96,13 +96,13 @@ LF_INLINE Power<float> power(Vec<float> x) {
     q = q * f + 0x1.c6aee8p-5f;
     q = q * f + 0x1.ebfbdcp-3f;
     q = q * f + 0x1.62e43p-1f;
-    I bits = ((I)shifted << 23) + (127 << 23);
+    U bits = ((U)shifted << 23) + (127u << 23);
     return {(V)bits, q * f};
 }
 
 LF_INLINE Power<double> power(Vec<double> x) {
     using V = Vec<double>;
-    using I = Ints<double>;
+    typedef uint64_t U __attribute__((vector_size(VECTOR)));
     const V round = all(0x1.8p52);
     x = larger(all(-1023.0), x);
     V shifted = x + round, f = x - (shifted - round);
@@ -111,7 +111,7 @@ LF_INLINE Power<double> power(Vec<double> x) {
 #pragma GCC unroll 12
     for (int k = 13; k > 1; --k) q = (q * y + 1.0) * (1.0 / k);
     q = q * y + 1.0;
-    I bits = ((I)shifted << 52) + (int64_t(1023) << 52);
+    U bits = ((U)shifted << 52) + (uint64_t(1023) << 52);
     return {(V)bits, q * y};
 }
 

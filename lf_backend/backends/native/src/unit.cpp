@@ -1,6 +1,7 @@
 // The passes, compiled once for each instruction set: LF_SET is its name.
 #include "backward.h"
 #include "forward.h"
+#include "units.h"
 
 #define LF_TEXT(x) LF_TEXT_(x)
 #define LF_TEXT_(x) #x
@@ -8,6 +9,20 @@
 namespace lf::LF_SET {
 namespace {
 
+#if defined(__AMX_BF16__)
+// Tiles are for bfloat16, and for enough queries to fill one.
+bool fills_tiles(const Call& call) {
+    return call.dtype == BFLOAT16 && call.queries * (call.heads / call.kv_heads) >= SIDE;
+}
+
+Status forward_any(const Call& call) {
+    return fills_tiles(call) ? forward<float>(call) : avx512::unit.forward(call);
+}
+
+Status backward_any(const Call& call) {
+    return fills_tiles(call) ? backward<float>(call) : avx512::unit.backward(call);
+}
+#else
 Status forward_any(const Call& call) {
     return call.dtype == FLOAT64 ? forward<double>(call) : forward<float>(call);
 }
@@ -15,6 +30,7 @@ Status forward_any(const Call& call) {
 Status backward_any(const Call& call) {
     return call.dtype == FLOAT64 ? backward<double>(call) : backward<float>(call);
 }
+#endif
 
 }  // namespace
 

@@ -24,10 +24,11 @@ def intern(pattern: Pattern) -> str:
 
     Who needs the pattern later must hold it. In a compiled function it is read from its text where it runs.
     """
-    if not torch.compiler.is_compiling():
+    text = pattern.text
+    if not torch.compiler.is_compiling() and _patterns.get(text) is not pattern:
         with _lock:
-            _patterns[pattern.text] = pattern
-    return pattern.text
+            _patterns[text] = pattern
+    return text
 
 
 def interned(text: str) -> Pattern | None:

@@ -1,0 +1,203 @@
+"""The facts of a call before its tensors travel: whose slices, which tokens, what is sent to whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lf_backend.api import checked_arguments
+from lf_backend.distributed.documents import starts_of
+from lf_backend.distributed.exchange import Parcel
+from lf_backend.distributed.group import Group
+from lf_backend.distributed.moved import Moved, reason_against, seen_by
+from lf_backend.distributed.sharded import slice_of
+from lf_backend.distributed.slices import Slices, covering, gathering
+from lf_backend.distributed.tokens import Tokens, tokens_of
+from lf_backend.errors import LFError, ShapeError
+from lf_backend.ops import checks
+from lf_backend.ops.arguments import DIFFERENTIABLE, Arguments
+from lf_backend.ops.options import DEFAULTS, Options
+from lf_backend.pattern.interned import intern
+from lf_backend.pattern.terms import Global, Pattern, Window, union
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A call of this rank among those of the others.
+
+    Attributes:
+        group: the ranks.
+        slices: whose positions are whose.
+        a: the call, all its tensors slices.
+        pattern: its pattern, which is held for the operator to find it.
+        start: int64 [B, n], where in the row the document of each position begins; None without documents.
+        tokens: the global tokens; None if there are none on any rank.
+    """
+
+    group: Group
+    slices: Slices
+    a: Arguments
+    pattern: Pattern
+    start: Tensor | None
+    tokens: Tokens | None
+
+    @property
+    def own(self) -> range:
+        """The positions of this rank."""
+        return self.slices.range_of(self.group.rank)
+
+    @cached_property
+    def reaches(self) -> tuple[range, ...]:
+        """The positions whose keys windows and rules show to the queries of each rank, in any head."""
+        spans = [(back or 0, ahead or 0) for back, ahead in (band.span() for band in self.a.lowered.bands)]
+        back, ahead = (max(reach, default=0) for reach in zip(*spans, strict=True)) if spans else (0, 0)
+        heads, length = self.a.q.shape[1], self.slices.length
+        found = []
+        for rank, own in enumerate(self.slices.ranges):
+            seen = [seen_by(rule, heads, own, length) for rule in self.a.lowered.others]
+            found.append(covering([self.slices.reach_of(rank, back, ahead), *seen]))
+        return tuple(found)
+
+    @property
+    def near_pattern(self) -> Pattern:
+        """The pattern without its global tokens, for queries that see the keys of this rank's reach."""
+        windows: list[Pattern] = [Window.of(band) for band in self.a.lowered.bands]
+        first, length = self.reaches[self.group.rank].start, self.slices.length
+        terms = windows + [Moved(rule, first, length) for rule in self.a.lowered.others]
+        return union(*terms) if terms else Global()
+
+    def near(self) -> dict[str, Parcel]:
+        """Return what goes to the ranks whose windows reach it, by name.
+
+        Global tokens are hidden from windows like padding, so that no pair counts twice.
+        """
+        a, found = self.a, {"k": self.a.k, "v": self.a.v}
+        hidden = a.key_padding
+        if self.tokens is not None:
+            hidden = self.tokens.marks if hidden is None else hidden | self.tokens.marks
+        if hidden is not None:
+            found["hidden"] = hidden[:, None, :, None]
+        if self.start is not None:
+            found["start"] = self.start[:, None, :, None]
+        route = self.slices.halo(self.group.rank, self.reaches)
+        return {name: Parcel(x, route) for name, x in found.items()}
+
+    def everywhere(self) -> dict[str, Parcel]:
+        """Return what goes to all ranks, by name: global tokens as keys, and as queries."""
+        tokens, a = self.tokens, self.a
+        if tokens is None:
+            return {}
+        unused, at = ~tokens.valid[:, None, :, None], tokens.at
+        found = {
+            name: _taken(x, tokens.index).masked_fill(unused, 0)
+            for name, x in (("column_k", a.k), ("column_v", a.v))
+        }
+        found["row_q"] = _taken(a.q if a.global_q is None else a.global_q, tokens.index).masked_fill(
+            unused, 0
+        )
+        found["at"] = torch.where(tokens.valid, at + self.own.start, -1)[:, None, :, None]
+        if self.start is not None:
+            found["token_start"] = _taken(self.start[:, None, :, None], tokens.index)
+        if a.band_bias is not None:
+            found["row_bias"] = _taken(a.band_bias.expand(len(at), -1, -1, -1), tokens.index)
+        route = gathering(tokens.counts, self.group.rank)
+        return {name: Parcel(x, route) for name, x in found.items()}
+
+
+def planned(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, mesh: Any, options: Mapping[str, Any]
+) -> Plan:
+    """Return the plan of a call that all ranks make, each with its own slices. A collective.
+
+    Raises:
+        LFError: what `attention` raises, on all ranks if it is so on one.
+    """
+    group = Group.of(mesh)
+    a = None
+    said: Mapping[str, object] | Exception
+    try:
+        named = {"q": q, "k": k, "v": v, **options}
+        given = {name: slice_of(name, x, mesh) for name, x in named.items()}
+        pattern = checks.check_pattern(pattern)
+        a = _arguments(given, pattern)
+        said = _description(a, given)
+    except LFError as error:
+        said = error
+    words = group.agree(said, [0, 0] if a is None else [a.q.shape[2], 0 if a.seed is None else int(a.seed)])
+    assert a is not None and isinstance(pattern, Pattern), "otherwise the ranks did not agree"
+    slices = Slices(tuple(size for size, _ in words))
+    if a.seed is not None:  # that of the first rank, as if the others had its generator
+        a = replace(a, seed=torch.tensor(words[0][1:], device=a.q.device))
+    if a.documents is None:
+        pattern.check_positions(slices.length)
+    start = None if a.documents is None else starts_of(group, slices, a.documents)
+    return Plan(group, slices, a, pattern, start, tokens_of(group, slices, a, start))
+
+
+def refusals(plan: Plan) -> list[str]:
+    """Return every reason why a call cannot be computed over ranks."""
+    found = [
+        f"pattern: windows with a limit on both sides wanted, got {Window.of(band)}, for which all keys "
+        "would travel; for full attention use `torch.distributed.tensor.experimental.context_parallel`"
+        for band in plan.a.lowered.bands
+        if None in band.span()
+    ]
+    reasons = [reason_against(rule, plan.a.q.shape[1], plan.slices.ranges) for rule in plan.a.lowered.others]
+    found += [f"pattern: {reason}, in {plan.pattern}" for reason in reasons if reason is not None]
+    if plan.a.lowered.others and plan.a.documents is not None:
+        found.append(
+            "documents: none wanted with a predicate, whose positions count from where a document begins, "
+            "which may be in a slice that is too far"
+        )
+    return found
+
+
+def _arguments(given: dict[str, Any], pattern: Pattern) -> Arguments:
+    """Return the checked call of this rank's slices; the pattern's own positions are those of the row."""
+    checks.check_tensors(q=given["q"], k=given["k"], v=given["v"])
+    options = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
+    brings = options.get("global_mask") is not None or options.get("global_positions") is not None
+    if pattern.lowered.positions and not brings:
+        nowhere = torch.empty(given["q"].shape[0], 0, dtype=torch.int64, device=given["q"].device)
+        options["global_positions"] = nowhere
+    q, k = given["q"], given["k"]
+    if q.ndim == k.ndim == 4 and q.shape[2] != k.shape[2]:
+        raise ShapeError(f"k: the slice of q, {q.shape[2]} positions, wanted, got {k.shape[2]}")
+    # The pattern's own positions, which a slice may not have, are left out, and the rest is as it is.
+    some: list[Pattern] = [Window.of(band) for band in pattern.lowered.bands]
+    rules: list[Pattern] = [Moved(rule, 0, q.shape[2]) for rule in pattern.lowered.others]
+    here = union(*some, *rules) if some or rules else Global()
+    checked = checked_arguments(q, k, given["v"], here, cast(Options, options))
+    positions = checked.global_positions if brings else None
+    return replace(checked, pattern=intern(pattern), global_positions=positions)
+
+
+def _description(a: Arguments, given: Mapping[str, Any]) -> dict[str, object]:
+    """Return what must be the same on all ranks."""
+    options = [name for name in DEFAULTS if given.get(name) is not None]
+    gradients = [n for n in DIFFERENTIABLE if (x := getattr(a, n)) is not None and x.requires_grad]
+    return {
+        "pattern": re.sub(" at 0x[0-9a-f]+", "", a.pattern),  # where a process holds a predicate is its own
+        "dtype": str(a.q.dtype),
+        "batch": a.q.shape[0],
+        "heads of q": a.q.shape[1],
+        "heads of k": a.k.shape[1],
+        "head_dim": a.q.shape[3],
+        "width of v": a.v.shape[3],
+        "options": options,
+        "scale": a.scale,
+        "softcap": a.softcap,
+        "dropout_p": a.dropout_p,
+        "gradients": gradients if torch.is_grad_enabled() else [],
+    }
+
+
+def _taken(x: Tensor, index: Tensor) -> Tensor:
+    """Return [B, H, G, D] of x [B, H, n, D] at index [B, G]."""
+    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

@@ -1,0 +1,168 @@
+"""Calls beside those of random cases, as ranks make them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import lf_backend as lf
+from lf_backend import distributed
+
+WINDOW = lf.Window(5, 3) | lf.Global(0, 17)
+
+
+class Crossing(TorchDispatchMode):
+    """Counts the bytes that this rank gives to others, by collective, as the process group sees them."""
+
+    def __init__(self, group: Any) -> None:
+        super().__init__()
+        self.sent: Counter[str] = Counter()
+        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().split(".")[0]
+        if name == "c10d::alltoall_base_":
+            _, given, _, _, counts = args[:5]
+            self.sent[name] += (len(given) - counts[self._rank]) * given.element_size()
+        elif name == "c10d::allgather_":
+            self.sent[name] += sum(x.nbytes for x in args[1]) * (self._size - 1)
+        elif name.startswith("c10d::"):
+            raise AssertionError(f"a collective that nobody counts: {name}")
+        return func(*args, **(kwargs or {}))
+
+
+def whole(length: int, heads: int = 2, kv_heads: int = 1, **how: Any) -> list[Tensor]:
+    """Return q, k, v of a row."""
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randn(1, h, length, 8, generator=draw, **how) for h in (heads, kv_heads, kv_heads)]
+
+
+def parts(mesh: Any, length: int, heads: int = 2, kv_heads: int = 1, **how: Any) -> list[Tensor]:
+    """Return q, k, v of this rank, of a row that is cut as evenly as it can be."""
+    given = whole(length, heads, kv_heads, **how)
+    return [x.tensor_split(mesh.size(), 2)[mesh.get_local_rank()].requires_grad_() for x in given]
+
+
+def counted(mesh: Any, length: int, pattern: str, documents: bool) -> tuple[dict[str, int], int, int]:
+    """Return the bytes sent by collective, and what `explain` says of forward and backward."""
+    q, k, v = parts(mesh, length)
+    options: Any = {"key_padding": torch.zeros(1, q.shape[2], dtype=torch.bool)}
+    if documents:
+        options["documents"] = torch.zeros(1, q.shape[2], dtype=torch.int64)
+    told = distributed.explain(q, k, v, pattern, mesh=mesh, **options)
+    with Crossing(mesh.get_group()) as crossing:
+        out = distributed.attention(q, k, v, pattern, mesh=mesh, **options)
+        out.sum().backward()
+    rank = mesh.get_local_rank()
+    return dict(crossing.sent), told.forward_sent[rank], told.backward_sent[rank]
+
+
+def different(mesh: Any, odd: dict[str, Any]) -> None:
+    """Call with something else on the last rank."""
+    last = mesh.get_local_rank() == mesh.size() - 1
+    shape = {"heads": 2, "kv_heads": 1, "dtype": torch.float32} | {
+        name: odd[name] for name in ("heads", "kv_heads", "dtype") if last and name in odd
+    }
+    q, k, v = parts(mesh, 24, **shape)
+    options = odd.get("options", {}) if last else {}
+    pattern = odd["pattern"] if last and "pattern" in odd else WINDOW
+    distributed.attention(q, k, v, pattern, mesh=mesh, **options)
+
+
+def dies(mesh: Any) -> None:
+    """Leave before a collective that the others enter."""
+    if mesh.get_local_rank() == mesh.size() - 1:
+        raise SystemExit
+    q, k, v = parts(mesh, 24)
+    distributed.attention(q, k, v, WINDOW, mesh=mesh)
+
+
+def stays_away(mesh: Any) -> None:
+    """Let the others wait for a backward that this rank never does."""
+    q, k, v = parts(mesh, 24)
+    out = distributed.attention(q, k, v, WINDOW, mesh=mesh)
+    if mesh.get_local_rank():
+        out.sum().backward()
+
+
+def of_one_process(length: int, **options: Any) -> tuple[Tensor, list[Tensor]]:
+    """Return the output and gradients that one process has."""
+    given = [x.requires_grad_() for x in whole(length)]
+    out = lf.attention(*given, pattern=WINDOW, **options)
+    return out.detach(), list(torch.autograd.grad(out.float().square().sum(), given))
+
+
+def recomputed(mesh: Any) -> list[Tensor]:
+    """Return output and gradients of a call whose backward computes it again, with dropout."""
+    given = parts(mesh, 40)
+    torch.manual_seed(5)
+
+    def call(*given: Tensor) -> Tensor:
+        return distributed.attention(*given, pattern=WINDOW, mesh=mesh, dropout_p=0.2)
+
+    out = checkpoint(call, *given, use_reentrant=False)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
+
+
+def halved(mesh: Any) -> list[Tensor]:
+    """Return output and gradients under autocast."""
+    given = parts(mesh, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = distributed.attention(*given, pattern=WINDOW, mesh=mesh)
+    return [out.detach(), *torch.autograd.grad(out.float().square().sum(), given)]
+
+
+def compiled(mesh: Any) -> list[Tensor]:
+    """Return output and gradients of a compiled function around the call, whose graph breaks there."""
+    given = parts(mesh, 40)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return distributed.attention(q * 2, k, v, WINDOW, mesh=mesh) * 3
+
+    out = torch.compile(call, backend="aot_eager")(*given)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
+
+
+def as_dtensors(mesh: Any) -> list[Tensor]:
+    """Return output and gradients, whole, of DTensors that are sharded along the row."""
+    given = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in whole(40)]
+    out = distributed.attention(*given, pattern=WINDOW, mesh=mesh)
+    assert isinstance(out, DTensor) and tuple(out.placements) == (Shard(2),) and out.shape[2] == 40
+    grads = torch.autograd.grad(out.to_local().square().sum(), given)
+    return [x.full_tensor().detach() for x in (out, *grads)]
+
+
+class Inner(torch.nn.Module):
+    """Attention as models keep it apart from their projections."""
+
+    def forward(self, q: Tensor, k: Tensor, *, value: Tensor) -> Tensor:
+        return lf.attention(q, k, value, WINDOW)
+
+
+def styled(mesh: Any) -> list[Tensor]:
+    """Return output and gradients of a module that `parallelize_module` has taken."""
+    given = parts(mesh, 40)
+    module = parallelize_module(Inner(), mesh, distributed.ContextParallel())
+    out = module(*given[:2], value=given[2])
+    assert type(out) is Tensor
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
+
+
+def far(mesh: Any) -> None:
+    """Call with a rule by which all see the first positions."""
+    prefix = lf.Predicate(lambda head, query, key: key < 9, lambda head, first, last, m: [(0, 9)])
+    distributed.attention(*parts(mesh, 4000), pattern=prefix, mesh=mesh)
+
+
+def misplaced(mesh: Any) -> None:
+    """Call with heads that are sharded in place of positions."""
+    given = [DTensor.from_local(x, mesh, [Shard(1)], run_check=False) for x in parts(mesh, 40)]
+    distributed.attention(*given, pattern=WINDOW, mesh=mesh)
