@@ -13,6 +13,10 @@ class ExportError(LFError, ValueError):
     """A model that cannot be exported, or a file that does not agree with its model."""
 
 
+class RecipeError(LFError, ValueError):
+    """Data, a model, options or a folder that a recipe cannot run with."""
+
+
 def refuse_weights(asked: object, model: str) -> None:
     """Raise UnsupportedError if attention weights are asked of a patched model that forms none."""
     if asked:

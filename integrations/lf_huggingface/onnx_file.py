@@ -114,9 +114,14 @@ def _write(model: _First, path: Path | str) -> None:
     with lf.portable(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of exporter and model, which are not this caller's
         program: Any = torch.onnx.export(
-            model, (), kwargs=inputs, dynamo=True, verbose=False, input_names=list(inputs),
+            model,
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=list(inputs),
             dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
-        )  # fmt: skip
+        )
     program.save(str(path))
 
 

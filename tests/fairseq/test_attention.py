@@ -9,7 +9,7 @@ from torch import nn
 
 import lf_backend as lf
 from lf_backend.errors import UnsupportedError
-from lf_backend.patching import Mark
+from lf_backend.patching import PatchMark
 from lf_fairseq.attention import mask_bits
 from lf_fairseq.attention.self_attention import SparseMultiheadAttention
 from tests.fairseq.zoo import build
@@ -21,7 +21,7 @@ def pair(pattern="window(32, 32)", **changes):
     """fairseq's attention and the same with ours, both float64."""
     stock = MultiheadAttention(E, H, self_attention=True, **changes).double()
     sparse = copy.deepcopy(stock)
-    sparse.lf_mark = Mark(MultiheadAttention, SparseMultiheadAttention, lf.parse(pattern), None, "")
+    sparse.lf_mark = PatchMark(MultiheadAttention, SparseMultiheadAttention, lf.parse(pattern), None, "")
     sparse.__class__ = SparseMultiheadAttention
     return stock, sparse
 

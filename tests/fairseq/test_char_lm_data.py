@@ -98,10 +98,20 @@ def test_fairseq_reads_every_byte_in_order(tmp_path, small):
         read = [table[int(token)] for index in range(len(found)) for token in found[index]]
         assert bytes(read) == wanted
     options = SimpleNamespace(
-        data=str(tmp_path), output_dictionary_size=-1, tokens_per_sample=64, sample_break_mode="none",
-        dataset_impl=None, shorten_method="none", shorten_data_split_list="", seed=1, use_plasma_view=False,
-        plasma_path="", pad_to_fixed_length=False, pad_to_fixed_bsz=False, add_bos_token=False,
-    )  # fmt: skip
+        data=str(tmp_path),
+        output_dictionary_size=-1,
+        tokens_per_sample=64,
+        sample_break_mode="none",
+        dataset_impl=None,
+        shorten_method="none",
+        shorten_data_split_list="",
+        seed=1,
+        use_plasma_view=False,
+        plasma_path="",
+        pad_to_fixed_length=False,
+        pad_to_fixed_bsz=False,
+        add_bos_token=False,
+    )
     task = LanguageModelingTask.setup_task(options)
     task.load_dataset("valid")
     first = task.datasets["valid"][1]

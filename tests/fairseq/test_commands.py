@@ -102,9 +102,20 @@ def test_a_stock_checkpoint_is_trained_on(data, tmp_path):
     run("train", data, *stock, "--save-dir", tmp_path / "stock", "--max-update", "2")
     path = tmp_path / "stock" / "checkpoint_last.pt"
     log = run(
-        "train", data, *LM, "--attention-pattern", "window(63, 0)", "--finetune-from-model", path,
-        "--save-dir", tmp_path / "lf", "--max-update", "1", "--lr", "1e-9",
-    )  # fmt: skip
+        "train",
+        data,
+        *LM,
+        "--attention-pattern",
+        "window(63, 0)",
+        "--finetune-from-model",
+        path,
+        "--save-dir",
+        tmp_path / "lf",
+        "--max-update",
+        "1",
+        "--lr",
+        "1e-9",
+    )
     assert "loading pretrained model" in log
     got, wanted = (loss(evaluate(data, x), "Loss") for x in (tmp_path / "lf" / "checkpoint_last.pt", path))
     assert abs(got - wanted) < 1e-3
@@ -141,10 +152,16 @@ def test_hydra_train(data, tmp_path, monkeypatch, half):
         "optimization.max_update=2 common.cpu=true dataset.max_tokens=256 dataset.num_workers=0"
     )
     run(
-        "hydra-train", *others, *words(half), *(f"+model.{text}" for text in model), f"task.data={data}",
-        f'+model.attention_pattern="{PATTERN}"', 'optimizer.adam_betas="(0.9, 0.98)"',
-        f"common.user_dir={USER_DIR}", f"checkpoint.save_dir={tmp_path}",
-    )  # fmt: skip
+        "hydra-train",
+        *others,
+        *words(half),
+        *(f"+model.{text}" for text in model),
+        f"task.data={data}",
+        f'+model.attention_pattern="{PATTERN}"',
+        'optimizer.adam_betas="(0.9, 0.98)"',
+        f"common.user_dir={USER_DIR}",
+        f"checkpoint.save_dir={tmp_path}",
+    )
     path = tmp_path / "checkpoint_last.pt"
     assert load_checkpoint_to_cpu(str(path))["cfg"]["model"]["attention_pattern"] == PATTERN
     assert 0 < loss(evaluate(data, path), "Loss") < 10
@@ -161,9 +178,18 @@ def test_hydra_train(data, tmp_path, monkeypatch, half):
 )
 def test_trainers(data, tmp_path, options):
     log = run(
-        "train", data, *LM, *words(options), "--attention-pattern", PATTERN, "--max-update", "2",
-        "--save-dir", tmp_path, "--no-save",
-    )  # fmt: skip
+        "train",
+        data,
+        *LM,
+        *words(options),
+        "--attention-pattern",
+        PATTERN,
+        "--max-update",
+        "2",
+        "--save-dir",
+        tmp_path,
+        "--no-save",
+    )
     assert "num_updates 2" in log and 0 < loss(log) < 10
 
 
@@ -171,12 +197,26 @@ def test_trainers(data, tmp_path, options):
 def test_translation(pairs, tmp_path, arch, monkeypatch):
     path = tmp_path / "checkpoint_last.pt"
     run(
-        "train", pairs, *USER, "--task", "translation", "--arch", arch, *sizes("encoder", "decoder"), *TINY,
-        "--attention-pattern", '["window(3, 3) | global(0)", "window(5, 5)"]',
-        "--decoder-attention-pattern", "window(4, 0)", "--global-tokens", "a,</s>", "--save-dir", tmp_path,
+        "train",
+        pairs,
+        *USER,
+        "--task",
+        "translation",
+        "--arch",
+        arch,
+        *sizes("encoder", "decoder"),
+        *TINY,
+        "--attention-pattern",
+        '["window(3, 3) | global(0)", "window(5, 5)"]',
+        "--decoder-attention-pattern",
+        "window(4, 0)",
+        "--global-tokens",
+        "a,</s>",
+        "--save-dir",
+        tmp_path,
         *words("--attention-backend blocked --max-update 3 --share-all-embeddings"),
         *words("--max-source-positions 64 --max-target-positions 64"),
-    )  # fmt: skip
+    )
     (model,), _ = load_model_ensemble([str(path)])
     assert str(model.encoder.layers[0].self_attn.lf_mark.pattern) == "window(3, 3) | global(0)"
     assert str(model.decoder.layers[1].self_attn.lf_mark.pattern) == "window(4, 0) & causal()"
@@ -196,10 +236,24 @@ def test_roberta(data, tmp_path):
     task = [*USER, "--task", "masked_lm"]
     blocks = words("--tokens-per-sample 64 --max-positions 64 --sample-break-mode none --criterion masked_lm")
     log = run(
-        "train", data, *task, "--arch", "roberta_base_lf", *sizes("encoder"), *TINY, *blocks,
-        "--max-update", "3", "--attention-pattern", "window(4, 4)", "--global-tokens", "<s>,<mask>",
-        "--save-dir", tmp_path, "--global-projections",
-    )  # fmt: skip
+        "train",
+        data,
+        *task,
+        "--arch",
+        "roberta_base_lf",
+        *sizes("encoder"),
+        *TINY,
+        *blocks,
+        "--max-update",
+        "3",
+        "--attention-pattern",
+        "window(4, 4)",
+        "--global-tokens",
+        "<s>,<mask>",
+        "--save-dir",
+        tmp_path,
+        "--global-projections",
+    )
     assert "num_updates 3" in log
     path = tmp_path / "checkpoint_last.pt"
     own = [name for name in load_checkpoint_to_cpu(str(path))["model"] if "_global" in name]

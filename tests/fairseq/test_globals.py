@@ -8,8 +8,9 @@ from torch.nn import functional
 
 import lf_backend as lf
 from lf_backend.errors import PatchError, ShapeError, UnsupportedError
+from lf_backend.pattern.global_positions import unplaced, within
 from lf_fairseq import add_global_projections, set_global_tokens
-from lf_fairseq.attention import global_positions, mask_bits
+from lf_fairseq.attention import mask_bits
 from tests.fairseq.zoo import build, dictionary, net_input, tokens
 
 PAD, MASK = dictionary().pad(), dictionary().index("<mask>")
@@ -102,12 +103,12 @@ def test_positions_beyond_a_short_batch():
 
 def test_patterns_without_their_positions():
     pattern = (lf.Window(3, 0) | lf.Global(0, 7)) & lf.Causal()
-    assert global_positions.within(pattern, 8) is pattern
-    assert global_positions.within(pattern, 5) == (lf.Window(3, 0) | lf.Global(0)) & lf.Causal()
-    assert global_positions.unplaced(pattern) == (lf.Window(3, 0) | lf.Global()) & lf.Causal()
-    assert global_positions.unplaced(lf.Window(3, 0)) == lf.Window(3, 0)
+    assert within(pattern, 8) is pattern
+    assert within(pattern, 5) == (lf.Window(3, 0) | lf.Global(0)) & lf.Causal()
+    assert unplaced(pattern) == (lf.Window(3, 0) | lf.Global()) & lf.Causal()
+    assert unplaced(lf.Window(3, 0)) == lf.Window(3, 0)
     named = lf.parse("streaming(2, 4)")
-    assert global_positions.unplaced(named).global_positions == ()
+    assert unplaced(named).global_positions == ()
 
 
 def test_positions_that_padding_cannot_move_are_refused():
@@ -115,7 +116,7 @@ def test_positions_that_padding_cannot_move_are_refused():
     with lf.patch(model, "window(9, 9) & global(0)"):
         model(tokens(2, 9))
         with pytest.raises(
-            UnsupportedError, match=r"global positions joined by \| alone wanted in a batch with padding"
+            UnsupportedError, match=r"global positions joined by \| alone wanted where padding"
         ):
             model(tokens(2, 9, (0, 2)))
 

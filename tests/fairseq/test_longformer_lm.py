@@ -206,13 +206,23 @@ def test_fairseq_s_tools(tmp_path, monkeypatch, half):
         "optimization.max_update=3 common.cpu=true dataset.max_tokens=256 dataset.num_workers=0"
     )
     run(
-        "hydra-train", *words(options), *words(half), *(f"+model.{name}={model[name]}" for name in model),
-        'optimizer.adam_betas="(0.9, 0.98)"', f"task.data={data}", f"common.user_dir={USER_DIR}",
+        "hydra-train",
+        *words(options),
+        *words(half),
+        *(f"+model.{name}={model[name]}" for name in model),
+        'optimizer.adam_betas="(0.9, 0.98)"',
+        f"task.data={data}",
+        f"common.user_dir={USER_DIR}",
         f"checkpoint.save_dir={tmp_path}",
-    )  # fmt: skip
+    )
     log = run(
-        "generate", data, "--user-dir", USER_DIR, "--path", tmp_path / "checkpoint_last.pt",
+        "generate",
+        data,
+        "--user-dir",
+        USER_DIR,
+        "--path",
+        tmp_path / "checkpoint_last.pt",
         *words("--task language_modeling --cpu --gen-subset valid --max-tokens 256 --num-workers 0 --beam 3"),
         *words("--max-len-b 12 --sample-break-mode eos --prefix-size 2"),
-    )  # fmt: skip
+    )
     assert "Translated 40 sentences" in log

@@ -96,9 +96,16 @@ def test_an_older_sentence_encoder():
     from fairseq.models.masked_lm import base_architecture
 
     args = Namespace(
-        encoder_embed_dim=32, encoder_ffn_embed_dim=40, encoder_layers=2, encoder_attention_heads=4,
-        dropout=0.0, attention_dropout=0.0, act_dropout=0.0, tokens_per_sample=64, sent_loss=False,
-    )  # fmt: skip
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=40,
+        encoder_layers=2,
+        encoder_attention_heads=4,
+        dropout=0.0,
+        attention_dropout=0.0,
+        act_dropout=0.0,
+        tokens_per_sample=64,
+        sent_loss=False,
+    )
     base_architecture(args)
     task = type("Task", (), {"dictionary": dictionary(), "source_dictionary": dictionary()})()
     stock = MaskedLMModel.build_model(args, task).double().eval()

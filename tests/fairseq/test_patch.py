@@ -257,3 +257,45 @@ def test_hub_interface_that_generates():
     with lf.patch(hub, "window(32, 32)") as patch:
         assert "models.0.encoder.layers.0.self_attn" in str(patch.report)
         assert generate() == wanted
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "nonautoregressive_transformer",
+        "cmlm_transformer",
+        "insertion_transformer",
+        "levenshtein_transformer",
+    ],
+)
+def test_decoders_that_see_ahead(arch):
+    """Decoder layers in a stack that hides nothing: a window that covers everything changes nothing."""
+    model, ids, source = build(arch), tokens(2, 12), tokens(2, 11)
+
+    def run():
+        out = model.encoder(source, src_lengths=torch.full((2,), 11))
+        if arch.startswith(("insertion", "levenshtein")):
+            return model.decoder.extract_features(ids, encoder_out=out)[0]
+        return model.decoder(normalize=False, prev_output_tokens=ids, encoder_out=out)
+
+    wanted = run()
+    with lf.patch(model, "window(64, 64)"):
+        torch.testing.assert_close(run(), wanted)
+    with lf.patch(model, "window(1, 1)"):
+        assert not torch.allclose(run(), wanted, atol=1e-3)
+
+
+def test_a_decoder_that_is_not_known_stays_causal_by_its_mask():
+    model, ids = build("transformer"), tokens(2, 12)
+    given = net_input("translation", ids)
+    wanted = model(**given)[0]
+    decoder = model.decoder
+    decoder.__class__ = type("Decoder", (type(decoder),), {})
+    with lf.patch(model, "window(64, 64)") as patch:
+        assert "in a stack that is not known" in str(patch.report)
+        torch.testing.assert_close(model(**given)[0], wanted)
+        out, state, steps = model.encoder(ids, src_lengths=given["src_lengths"]), {}, []
+        for end in range(1, 13):
+            seen = given["prev_output_tokens"][:, :end]
+            steps.append(decoder(seen, encoder_out=out, incremental_state=state)[0])
+        torch.testing.assert_close(torch.cat(steps, dim=1), wanted)

@@ -22,8 +22,11 @@ def run(code, *paths, **variables):
     path = os.pathsep.join([*map(str, paths), *sys.path])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path, **variables}, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -60,9 +60,11 @@ def check(pattern, given, padding=None, **options):
     upstream = torch.randn(want.shape, dtype=want.dtype)
     leaves = list(given.values())
     grads = zip(
-        NAMES, torch.autograd.grad(got, leaves, upstream), torch.autograd.grad(want, leaves, upstream),
+        NAMES,
+        torch.autograd.grad(got, leaves, upstream),
+        torch.autograd.grad(want, leaves, upstream),
         strict=True,
-    )  # fmt: skip
+    )
     for name, ours, theirs in grads:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
 

@@ -8,12 +8,26 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 
 SIZES = dict(
-    encoder_embed_dim=32, encoder_ffn_embed_dim=40, encoder_layers=2, encoder_attention_heads=4,
-    decoder_embed_dim=32, decoder_ffn_embed_dim=40, decoder_layers=2, decoder_attention_heads=4,
-    dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, max_positions=128, tokens_per_sample=128,
-    max_source_positions=128, max_target_positions=128, share_all_embeddings=True,
-    decoder_output_dim=32, decoder_input_dim=32, task="denoising",
-)  # fmt: skip
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=40,
+    encoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_embed_dim=32,
+    decoder_ffn_embed_dim=40,
+    decoder_layers=2,
+    decoder_attention_heads=4,
+    dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    max_positions=128,
+    tokens_per_sample=128,
+    max_source_positions=128,
+    max_target_positions=128,
+    share_all_embeddings=True,
+    decoder_output_dim=32,
+    decoder_input_dim=32,
+    task="denoising",
+)
 
 
 def dictionary(extra=("<mask>",)):

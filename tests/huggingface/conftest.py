@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-collect_ignore_glob = [] if find_spec("transformers") else ["test_*"]
+collect_ignore_glob = [] if find_spec("transformers") else ["test_*", "recipes/*"]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 import lf_backend as lf
-from lf_huggingface.interface import attention, documents
+from lf_huggingface.interface import attention
 
 VOCABULARY, LAYERS, WINDOW, PAD = 64, 2, 8, 0
 _DECODER = {
@@ -99,9 +99,16 @@ def build(family: str, attention: str = "lf", **changes: Any) -> nn.Module:
 def vit(attention: str = "lf", **changes: Any) -> nn.Module:
     """As `build`, an image model of 17 tokens."""
     config = transformers.ViTConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4, image_size=16,
-        patch_size=4, num_channels=1, initializer_range=0.25, **changes,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=4,
+        num_channels=1,
+        initializer_range=0.25,
+        **changes,
+    )
     torch.manual_seed(0)
     return transformers.ViTForImageClassification._from_config(config, attn_implementation=attention).eval()
 
@@ -195,8 +202,9 @@ def forms() -> Iterator[set[str]]:
 
     with ExitStack() as stack:
         for module, name, form in (
-            (attention, "attend", "dense"), (attention, "sparse", "sparse"), (documents, "sparse", "sparse"),
-        ):  # fmt: skip
+            (attention, "attend", "dense"),
+            (attention, "sparse", "sparse"),
+        ):
             stack.enter_context(mock.patch.object(module, name, spy(getattr(module, name), form)))
         yield seen
 

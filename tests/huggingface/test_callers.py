@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lf_backend as lf
-from lf_huggingface.interface import encoded_mask
+from lf_huggingface.interface import mask_kind
 from tests.huggingface import families, zoo
 
 
@@ -100,21 +101,20 @@ def test_minus_one_hides_in_a_configured_model() -> None:
     torch.testing.assert_close(found[marked >= 0], wanted[marked >= 0], rtol=1e-4, atol=1e-5)
 
 
-def test_plans_of_many_threads_have_numbers_of_their_own() -> None:
-    start, numbers = threading.Barrier(16), [0] * 16
+def test_kinds_of_many_threads_are_their_own() -> None:
+    start, kinds = threading.Barrier(16), [None] * 16
 
     def work(index: int) -> None:
         start.wait()
-        numbers[index] = encoded_mask.number(None, f"window({900 + index}, 1)", True, False, False, None)
+        kinds[index] = mask_kind.kind_for(None, lf.Window(900 + index, 1), True)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(numbers)) == 16
-    for index, number in enumerate(numbers):
-        assert encoded_mask.numbered(number).pattern == lf.Window(900 + index, 1)
+    for index, found in enumerate(kinds):
+        assert found.pattern == lf.Window(900 + index, 1)
 
 
 def test_exports_of_one_process_do_not_meet() -> None:
@@ -146,9 +146,16 @@ def test_a_converted_model_writes_as_its_source_does() -> None:
     import lf_huggingface
 
     config = transformers.BartConfig(
-        vocab_size=60, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=37, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=60,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=37,
+        max_position_embeddings=64,
+    )
     short = transformers.BartForConditionalGeneration(config).eval()
     short.generation_config.num_beams, short.generation_config.max_length = 3, 17
     long = lf_huggingface.convert(short, 128, 32)
@@ -189,7 +196,10 @@ def test_windows_of_its_own_are_not_replaced(family: str) -> None:
         lf_huggingface.convert(families.build(family), 512, 16, keep_class=True)
 
 
-@pytest.mark.parametrize("make", [zoo.big_bird, zoo.longformer, zoo.led])
+MAKERS = [zoo.longformer, zoo.led, zoo.big_bird, zoo.bigbird_pegasus, zoo.pegasus_x, zoo.longt5]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_hidden_states_survive_the_patch(make: Any) -> None:
     model, ids = make().eval(), zoo.tokens(2, 64)
     read = model.get_encoder() if model.config.is_encoder_decoder else model
@@ -200,6 +210,60 @@ def test_hidden_states_survive_the_patch(make: Any) -> None:
     assert len(found) == len(wanted) > 1
     for got, like in zip(found, wanted, strict=True):
         torch.testing.assert_close(got, like, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_the_class_of_a_patched_module_makes_one_of_transformers(make: Any, tmp_path: Path) -> None:
+    import transformers
+
+    from lf_huggingface import auto_patch
+
+    model, ids = make(), zoo.tokens(1, 64)
+    with lf.patch(model):
+        parts = [x for x in model.modules() if isinstance(x, transformers.PreTrainedModel)]
+        for part in parts:
+            made = type(part)(part.config).eval()
+            assert type(made).__module__.startswith("transformers.")
+            assert type(made).__name__ == type(part).__name__
+            made.load_state_dict(part.state_dict())
+            if not part.config.is_encoder_decoder and "Decoder" not in type(part).__name__:
+                torch.testing.assert_close(made(ids)[0], part(ids)[0], atol=2e-5, rtol=1e-4)
+        whole = parts[0]
+        whole.save_pretrained(tmp_path)
+        words = {"decoder_input_ids": ids[:, :5]} if whole.config.is_encoder_decoder else {}
+        read = type(whole).from_pretrained(tmp_path).eval()
+        torch.testing.assert_close(read(ids, **words)[0], whole(ids, **words)[0], atol=2e-5, rtol=1e-4)
+        with auto_patch():
+            assert lf.Patch.of(type(whole)(whole.config))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_hooks_of_accelerate_and_undo(make: Any) -> None:
+    import accelerate
+
+    model, ids = make(), zoo.tokens(1, 64)
+    words = {"decoder_input_ids": ids[:, :5]} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        wanted = model(ids, **words)[0]
+        patch = lf.patch(model)
+        model = accelerate.dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
+        torch.testing.assert_close(model(ids, **words)[0], wanted, atol=2e-5, rtol=1e-4)
+        patch.undo()
+        assert torch.equal(model(ids, **words)[0], wanted)
+        accelerate.hooks.remove_hook_from_submodules(model)
+        assert torch.equal(model(ids, **words)[0], wanted)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_transformers_keeps_by_class(make: Any) -> None:
+    from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+    model = make()
+    kept = {path: _CAN_RECORD_REGISTRY.get(str(type(x))) for path, x in model.named_modules()}
+    names = {path: type(x).__name__ for path, x in model.named_modules()}
+    with lf.patch(model):
+        assert {path: _CAN_RECORD_REGISTRY.get(str(type(x))) for path, x in model.named_modules()} == kept
+        assert {path: type(x).__name__ for path, x in model.named_modules()} == names
 
 
 def test_a_crop_beyond_the_start() -> None:

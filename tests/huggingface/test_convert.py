@@ -219,6 +219,56 @@ def test_a_conversion_that_is_not_exact_is_found_out() -> None:
         verify.check(_short("BertModel"), long)
 
 
+@pytest.mark.parametrize("family", ["Mistral", "ModernBERT", "Gemma 3"])
+def test_one_window_over_layers_with_their_own_is_found_out(family: str) -> None:
+    """On texts that are longer than every window, which short ones never are."""
+    short = families.build(family, "eager")
+    long = families.build(family, lf_attention=lf.to_dict(lf.Window(64, 64)))
+    with pytest.raises(ConversionError, match="difference on short inputs"):
+        verify.check(short, long)
+
+
+def test_positions_up_to_the_sources_limit_are_read() -> None:
+    short = _short("RobertaModel")
+    long = lf_huggingface.convert(short, LONG, WINDOW)
+    long.embeddings.position_embeddings.weight.data[SHORT + 1] *= -1  # the last that the source has
+    with pytest.raises(ConversionError, match="difference on short inputs"):
+        verify.check(short, long)
+
+
+@pytest.mark.parametrize("name", ["BartForConditionalGeneration", "GPT-2"])
+def test_a_model_that_writes_other_text_is_found_out(name: str) -> None:
+    keep_class = name == "GPT-2"
+    short = families.build("GPT-2", "eager") if keep_class else _short(name)
+    long = lf_huggingface.convert(short, 256, WINDOW, keep_class=keep_class)
+    assert verify.check(short, long) < 1e-5
+    long.generation_config.suppress_tokens = list(range(3, 60))
+    with pytest.raises(ConversionError, match="the text of the source wanted"):
+        verify.check(short, long)
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "RobertaForTokenClassification"])
+def test_a_heads_dropout_is_kept(name: str) -> None:
+    long = lf_huggingface.convert(_short(name, classifier_dropout=0.3), LONG, WINDOW)
+    assert long.config.classifier_dropout == 0.3
+    assert (long if "Token" in name else long.classifier).dropout.p == 0.3
+    assert (
+        lf_huggingface.convert(_short("BertModel", classifier_dropout=0.3), LONG).config.classifier_dropout
+        == 0.3
+    )
+
+
+def test_positions_that_are_kept_elsewhere_are_refused() -> None:
+    config = transformers.CLIPTextConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4
+    )
+    with pytest.raises(
+        ConversionError,
+        match=r"learned positions called one of .*'wpe', .* got .*position_embedding.weight \[77, 32\]",
+    ):
+        lf_huggingface.convert(transformers.CLIPTextModel(config), 256, WINDOW, keep_class=True)
+
+
 def _invoke(*arguments: Any) -> Any:
     return CliRunner().invoke(app, ["convert", *map(str, arguments)])
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import lf_backend as lf
-from lf_huggingface.patch.token_masks import Tokens
+from lf_huggingface.patch.token_masks import NOTHING_SAID, TokenMasks
 from tests.huggingface import zoo
 
 
@@ -66,15 +66,15 @@ def test_a_short_input_is_not_padded_to_the_window() -> None:
     assert lengths == [9]
 
 
-def test_masks_on_another_device_are_not_looked_at() -> None:
+def test_masks_without_data_are_not_looked_at() -> None:
     ones = torch.ones(2, 8, dtype=torch.long, device="meta")  # reading one of these raises
-    both = Tokens.read(ones, ones, most=2, exact=False)
+    both = TokenMasks.read(ones, ones, most=2)
     assert both.padded is not None
     assert both.global_mask is not None
-    assert Tokens.read(None, ones, most=2, exact=False).padded is not None  # it may hold -1
-    assert Tokens.read(None, ones.bool(), most=2, exact=False).padded is None
-    assert Tokens.read(ones.bool(), None, most=2, exact=False).global_mask is None
-    assert Tokens.read(None, None, most=2, exact=True) == (None, None)
+    assert TokenMasks.read(None, ones, most=2).padded is not None  # it may hold -1
+    assert TokenMasks.read(None, ones.bool(), most=2).padded is None
+    assert TokenMasks.read(ones.bool(), None, most=2).global_mask is None
+    assert TokenMasks.read(None, None, most=2) == NOTHING_SAID
 
 
 @pytest.fixture

@@ -30,10 +30,18 @@ def longformer() -> Any:
 
 def led() -> Any:
     config = transformers.LEDConfig(
-        vocab_size=60, d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=37, attention_window=8,
-        max_encoder_position_embeddings=256, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=60,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=37,
+        decoder_ffn_dim=37,
+        attention_window=8,
+        max_encoder_position_embeddings=256,
+        pad_token_id=1,
+    )
     return transformers.LEDForConditionalGeneration(config)
 
 

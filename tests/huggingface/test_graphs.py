@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +57,57 @@ def test_export(family: str) -> None:
         batch["use_cache"] = False
     exported = torch.export.export(model, (), batch, strict=False).module()
     torch.testing.assert_close(exported(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.usefixtures("_dynamo")
+@pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # of transformers
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("pattern", [None, "window(4, 4) | global(0)"])
+@pytest.mark.parametrize("family", ["BERT", "BART", "ModernBERT", "T5", "Mistral"])
+def test_export_of_any_length_after_a_call(family: str, pattern: str | None, strict: bool) -> None:
+    model = families.build(family, lf_attention=pattern)
+    length = torch.export.Dim("length", min=2, max=60)
+
+    def inputs(size: int) -> dict[str, Tensor]:
+        ids = _ids(size, 2)
+        mask = torch.ones_like(ids)
+        mask[1, -3:] = 0
+        found = {"input_ids": ids, "attention_mask": mask}
+        return found | ({"decoder_input_ids": ids.flip(0)} if family in families.SEQ2SEQ else {})
+
+    given = inputs(24)
+    fixed = {} if family in families.ENCODERS else {"use_cache": False}
+    dynamic = {name: {1: length} for name in given} | dict.fromkeys(fixed)
+    model(**given, **fixed)
+    exported = torch.export.export(model, (), {**given, **fixed}, dynamic_shapes=dynamic, strict=strict)
+    for size in (17, 40):
+        other = inputs(size)
+        found = exported.module()(**other, **fixed)[0]
+        torch.testing.assert_close(found, model(**other, **fixed)[0])
+
+
+_COLD = """
+import torch
+from tests.huggingface import zoo
+import lf_backend as lf
+torch.set_num_threads(1)
+model = zoo.{make}()
+model = (model.get_encoder() if model.config.is_encoder_decoder else model).train({training})
+lf.patch(model)
+for length in (64, 80, 96, 20):  # the last is short, attended to in full, and upstream logs that
+    compiled = torch.compile(model, fullgraph=length > 20, backend="eager")
+    ids = zoo.tokens(2, length)
+    torch.testing.assert_close(compiled(ids)[0], model(ids)[0])
+"""
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("make", ["big_bird", "bigbird_pegasus"])
+def test_a_big_bird_that_is_compiled_cold(make: str, training: bool) -> None:
+    """In a process where no block was drawn before."""
+    code = _COLD.format(make=make, training=training)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
 
 
 @pytest.mark.usefixtures("_dynamo")

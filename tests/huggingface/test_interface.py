@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import lf_backend as lf
 import lf_huggingface
@@ -269,20 +270,64 @@ def test_lengths_of_a_cropped_cache_may_be_tensors() -> None:
     config = families.build("Mistral").config
     function = transformers.masking_utils.sliding_window_causal_mask_function(8)
     found, wanted = (
-        mask_function.mask(**sizes, kv_length=length(8), q_offset=length(22), kv_offset=length(15),
-                   mask_function=function, config=config)
+        mask_function.mask(
+            **sizes,
+            kv_length=length(8),
+            q_offset=length(22),
+            kv_offset=length(15),
+            mask_function=function,
+            config=config,
+        )
         for length in (torch.tensor, int)
-    )  # fmt: skip
-    assert found.shape == wanted.shape and torch.equal(found, wanted)
+    )
+    assert found.shape == wanted.shape and found.kind is wanted.kind
+    assert torch.equal(found.queries, wanted.queries) and torch.equal(found.keys, wanted.keys)
 
 
-def test_a_mask_that_a_model_changes_on_its_way_is_refused() -> None:
-    model = families.build("Llama")
-    made = transformers.masking_utils.create_causal_mask(model.config, torch.zeros(1, 20, 32), None, None)
+def _made(length: int = 20) -> Any:
+    config = families.build("Llama").config
+    return transformers.masking_utils.create_causal_mask(config, torch.zeros(1, length, 32), None, None)
+
+
+def test_a_mask_for_other_lengths_is_refused() -> None:
     with pytest.raises(
-        lf.ShapeError, match="a mask for 20 queries and 20 keys wanted, got one for 39 together"
+        lf.ShapeError, match="a mask for 20 queries and 20 keys wanted, got one for 19 and 19"
     ):
-        model(_ids(), attention_mask=made[..., 1:])
+        families.build("Llama")(_ids(), attention_mask=_made(19))
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda mask, x: mask[..., 1:],
+        lambda mask, x: mask != 0,
+        lambda mask, x: x == mask,
+        lambda mask, x: mask < 0,
+        lambda mask, x: x + mask,
+        lambda mask, x: mask + x,
+        lambda mask, x: ~mask,
+        lambda mask, x: torch.where(mask, x, 0.0),
+        lambda mask, x: x.masked_fill(mask, 0.0),
+        lambda mask, x: mask.float(),
+        lambda mask, x: mask.expand(-1, 2, -1, -1),
+        lambda mask, x: mask.dtype == torch.bool,
+        lambda mask, x: torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask),
+        lambda mask, x: bool(mask),
+        lambda mask, x: torch.as_tensor(mask),
+    ],
+)
+def test_a_mask_is_no_number(compute: Any) -> None:
+    with pytest.raises(lf.UnsupportedError, match="attention_mask: a model that hands its mask on"):
+        compute(_made(), torch.zeros(1, 4, 20, 20))
+
+
+def test_a_mask_made_before_is_taken_as_it_is() -> None:
+    model, ids = families.build("Mistral"), _ids()
+    embeds = torch.zeros(1, 20, 32)
+    made = transformers.masking_utils.create_sliding_window_causal_mask(model.config, embeds, None, None)
+    assert made.shape == (1, 1, 20, 20) and made.ndim == made.dim() == 4
+    assert made.to("cpu").contiguous().size(-1) == 20 and made.to(torch.bool) is made
+    assert torch.equal(model(ids, attention_mask=made).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Gemma 2", "Gemma 3"])
@@ -301,11 +346,49 @@ def test_packed_documents(family: str) -> None:
     torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
 
 
-def test_packed_documents_that_transformers_overlooks_are_refused() -> None:
+@pytest.mark.parametrize("family, arguments", [("Llama", {}), ("GPT-OSS", {"use_cache": False})])
+def test_packed_documents_that_transformers_overlooks(family: str, arguments: dict[str, Any]) -> None:
+    """With a cache, or where the model tells its masks nothing, positions that restart are documents too."""
+    model, ids = families.build(family), _ids()
     positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
-    for family, arguments in (("Llama", {}), ("GPT-OSS", {"use_cache": False})):
-        with pytest.raises(lf.UnsupportedError, match="position_ids: positions that restart mean packed"):
-            families.build(family)(_ids(), position_ids=positions, **arguments)
+    with families.forms() as seen:
+        found = model(ids, position_ids=positions, **arguments).logits
+    assert seen == {"sparse"}
+    apart = [model(part, use_cache=False).logits for part in (ids[:, :9], ids[:, 9:])]
+    torch.testing.assert_close(found, torch.cat(apart, 1), atol=2e-5, rtol=0)
+
+
+def test_packed_documents_beside_a_mask_are_refused() -> None:
+    positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
+    with pytest.raises(lf.UnsupportedError, match="position_ids: positions that restart mean packed"):
+        families.build("Llama")(_ids(), position_ids=positions, attention_mask=torch.ones(1, 20))
+
+
+def test_packed_documents_have_global_tokens_of_their_own() -> None:
+    model, ids = families.build("BERT", lf_attention="window(2, 2) | global(0)"), _ids()
+    marks = torch.zeros(1, 20, dtype=torch.long)
+    marks[0, 4] = marks[0, 15] = 1
+    ends = torch.tensor([0, 9, 20])
+    positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
+    found = model(
+        ids, position_ids=positions, cu_seq_lens_q=ends, cu_seq_lens_k=ends, global_attention_mask=marks
+    )
+    apart = [model(ids[:, at], global_attention_mask=marks[:, at]) for at in (slice(9), slice(9, 20))]
+    torch.testing.assert_close(found.logits, torch.cat([x.logits for x in apart], 1), atol=2e-5, rtol=0)
+
+
+def test_packed_documents_run_in_one_graph() -> None:
+    model = families.build("Mistral")
+    graphs = CompileCounter()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    for cut in (9, 13, 4):
+        positions = torch.cat([torch.arange(cut), torch.arange(20 - cut)])[None]
+        batch = {"input_ids": _ids(), "position_ids": positions, "use_cache": False}
+        torch.testing.assert_close(compiled(**batch).logits, model(**batch).logits, atol=2e-5, rtol=0)
+    assert graphs.frame_count == 1
+
+
+def test_boundaries_that_do_not_cover_the_row_are_refused() -> None:
     with pytest.raises(lf.ShapeError, match="cu_seq_lens_q, cu_seq_lens_k: the same, from 0 to 20"):
         families.build("Llama")(_ids(), cu_seq_lens_q=torch.tensor([0, 5]))
 

@@ -194,15 +194,16 @@ def test_patching_twice_and_undoing_twice() -> None:
 
 
 def test_a_model_nothing_is_known_about() -> None:
-    model = transformers.BertModel(
-        transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    config = transformers.MegatronBertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2
     )
+    model = transformers.MegatronBertModel(config)
     with pytest.raises(lf.PatchError) as raised:
         lf.patch(model)
     text = str(raised.value)
-    assert "nothing to patch in BertModel; looked at BertAttention, BertEmbeddings" in text
+    assert "nothing to patch in MegatronBertModel; looked at Dropout, Embedding" in text
     assert "huggingface: looks for LongformerModel, LongformerEncoder, LongformerSelfAttention, LED" in text
-    assert "; BertModel attends through transformers' interface: set config.lf_attention and attn" in text
+    assert "; MegatronBertSelfAttention attends in code of its own" in text
 
 
 def test_a_subclass_is_not_taken_and_named() -> None:

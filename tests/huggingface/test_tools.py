@@ -41,9 +41,15 @@ def sentences(folder: Path) -> Any:
 
 def test_sentence_transformers_on_a_converted_encoder(tmp_path: Path) -> None:
     config = transformers.RobertaConfig(
-        vocab_size=zoo.VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=40, max_position_embeddings=66, pad_token_id=zoo.PAD, initializer_range=0.25,
-    )  # fmt: skip
+        vocab_size=zoo.VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=40,
+        max_position_embeddings=66,
+        pad_token_id=zoo.PAD,
+        initializer_range=0.25,
+    )
     torch.manual_seed(0)
     long = lf_huggingface.convert(transformers.RobertaModel(config), max_length=128, attention_window=16)
     save_with_tokenizer(long, tmp_path)
@@ -59,9 +65,13 @@ def test_a_pipeline_on_a_converted_model(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = transformers.BertTokenizer(str(tmp_path / "vocab.txt"))
     config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=40,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+    )
     short = transformers.BertForMaskedLM(config)
     found = [
         transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)("a b [MASK] d")

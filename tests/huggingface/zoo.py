@@ -140,9 +140,13 @@ def _comparable(name: str, x: Tensor, length: int) -> Tensor:
 
 
 def assert_same(
-    patched: nn.Module, stock: nn.Module, batch: dict[str, Any], length: int,
-    run: Callable[..., Results] = results, **asked: bool,
-) -> None:  # fmt: skip
+    patched: nn.Module,
+    stock: nn.Module,
+    batch: dict[str, Any],
+    length: int,
+    run: Callable[..., Results] = results,
+    **asked: bool,
+) -> None:
     """Raise AssertionError unless the patched model is as near to the truth as stock is."""
     truth = _truth(stock, batch, length, run, **asked)
     want, got = run(stock, batch, length, **asked), run(patched, batch, length, **asked)
@@ -153,7 +157,8 @@ def assert_same(
         assert got[name].shape == want[name].shape, name
         assert got[name].dtype == want[name].dtype, name
         scale = grads if name.startswith("grad") else float(exact.abs().max())
-        allowed = 2 * float((want[name] - exact).abs().max()) + 16 * eps * scale
+        # The order of sums, and so the rounding, depends on how wide the vectors of a processor are.
+        allowed = 2 * float((want[name] - exact).abs().max()) + 32 * eps * scale
         error = float((got[name] - exact).abs().max())
         assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
 

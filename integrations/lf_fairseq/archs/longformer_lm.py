@@ -39,7 +39,7 @@ DEVIATION = 0.02
 
 
 @dataclass
-class LongformerLMConfig(FairseqDataclass):  # type: ignore[misc]
+class LongformerLMConfig(FairseqDataclass):
     """Options on the command line; widths are numbers of features."""
 
     decoder_layers: int = field(default=12, metadata={"help": "layers"})
@@ -77,9 +77,13 @@ class LongformerLMLayer(nn.Module):
         self.dropout = cfg.dropout
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.self_attn = RelativeAttention(
-            width, cfg.decoder_attention_heads, pattern, cfg.attention_dropout, cfg.position_block,
+            width,
+            cfg.decoder_attention_heads,
+            pattern,
+            cfg.attention_dropout,
+            cfg.position_block,
             cfg.attention_backend or None,
-        )  # fmt: skip
+        )
         self.final_layer_norm = nn.LayerNorm(width)
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
@@ -96,7 +100,7 @@ class LongformerLMLayer(nn.Module):
         return dropout(x, self.dropout, self.training)
 
 
-class LongformerLMDecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
+class LongformerLMDecoder(FairseqIncrementalDecoder):
     """Tokens [B, N] to logits [B, N, vocabulary]; of any length, there being no absolute positions.
 
     Args:
@@ -172,7 +176,7 @@ class LongformerLMDecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
 
     def output_layer(self, features: Tensor) -> Tensor:
         """Features [B, N, C] to logits [B, N, vocabulary]."""
-        return self.output_projection(features)  # type: ignore[no-any-return]
+        return self.output_projection(features)
 
     def max_positions(self) -> int:
         """No limit: positions are relative."""
@@ -189,7 +193,7 @@ class LongformerLMDecoder(FairseqIncrementalDecoder):  # type: ignore[misc]
 
 
 @register_model(NAME, dataclass=LongformerLMConfig)
-class LongformerLM(FairseqLanguageModel):  # type: ignore[misc]
+class LongformerLM(FairseqLanguageModel):
     """The model that `--arch longformer_lm` and its sizes build."""
 
     @classmethod

@@ -26,7 +26,7 @@ from lf_fairseq.patch import stacks
 
 
 @dataclass
-class SparseLanguageModelConfig(TransformerLanguageModelConfig):  # type: ignore[misc]
+class SparseLanguageModelConfig(TransformerLanguageModelConfig):
     """fairseq's, and what self-attention sees. An empty text is one not given."""
 
     attention_pattern: str = field(default="", metadata={"help": HELP[PATTERN]})
@@ -35,7 +35,7 @@ class SparseLanguageModelConfig(TransformerLanguageModelConfig):  # type: ignore
 
 
 @register_model("transformer_lm_lf", dataclass=SparseLanguageModelConfig)
-class SparseLanguageModel(TransformerLanguageModel):  # type: ignore[misc]
+class SparseLanguageModel(TransformerLanguageModel):
     """A language model. Its windows look back only; a global token is seen from later ones."""
 
     @classmethod
@@ -76,7 +76,7 @@ class SparseBART(_TwoSided, stacks.BARTModel):
 
 
 @register_model("roberta_lf")
-class SparseRoberta(RobertaModel):  # type: ignore[misc]
+class SparseRoberta(RobertaModel):
     """RoBERTa, with global tokens that a pattern, symbols, or the batch choose."""
 
     @staticmethod

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from lf_backend.errors import UnsupportedError
+from lf_backend.pattern.global_positions import check_movable, unplaced, within
 from lf_backend.pattern.terms import Causal, Global, Pattern, Window, intersection, union
 from lf_fairseq.attention import global_positions, mask_bits
-from lf_fairseq.attention.keys import Laid, check_movable
+from lf_fairseq.attention.keys import OrderedKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,23 +97,19 @@ class Buffer:
             )
         return replace(found, mask=torch.cat([before, code], dim=1), tokens=tokens + (~padded).sum(1))
 
-    def laid(self, queries: int, pattern: Pattern) -> Laid:
+    def laid(self, queries: int, pattern: Pattern) -> OrderedKeys:
         """The keys as the last `queries` positions see them."""
         padded = None if self.mask is None else mask_bits.padded(self.mask)
         marked = None if self.mask is None else mask_bits.marked(self.mask)
         if self.is_whole:
-            seen = (
-                global_positions.within(pattern, self.length)
-                if marked is None
-                else global_positions.unplaced(pattern)
-            )
-            return Laid(self.keys, self.values, seen, padded, marked)
+            seen = within(pattern, self.length) if marked is None else unplaced(pattern)
+            return OrderedKeys(self.keys, self.values, seen, padded, marked)
         if queries == 1 and {step for band in pattern.lowered.bands for step in band.dilations} == {1}:
-            return Laid(self.keys, self.values, Causal(), padded)  # all that is here, one query sees
+            return OrderedKeys(self.keys, self.values, Causal(), padded)  # all that is here, one query sees
         if marked is None and pattern.global_positions:
             found = [place in pattern.global_positions for place in self._places()]
             marked = torch.tensor(found, device=self.keys.device).expand(self.keys.shape[0], -1)
-        return Laid(self.keys, self.values, windows(pattern), padded, marked)
+        return OrderedKeys(self.keys, self.values, windows(pattern), padded, marked)
 
     def trimmed(self, pattern: Pattern) -> Buffer:
         """Without what no later position sees."""

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lf_backend.errors import UnsupportedError
+from lf_backend.pattern.global_positions import unplaced, within
 from lf_backend.pattern.terms import Pattern
 from lf_fairseq.attention import global_positions, mask_bits
 
 
-class Laid(NamedTuple):
+class OrderedKeys(NamedTuple):
     """Keys in their order, the queries' own last.
 
     Attributes:
@@ -27,25 +27,16 @@ class Laid(NamedTuple):
     global_mask: Tensor | None = None
 
 
-def whole(k: Tensor, v: Tensor, pattern: Pattern, mask: Tensor | None) -> Laid:
-    """All keys of a sequence, under a mask of `marks`, uint8 or bool [B, M], that counts no positions yet."""
-    if mask is None:
-        return Laid(k, v, global_positions.within(pattern, k.shape[2]))
-    padded, marked = mask_bits.padded(mask), mask_bits.marked(mask)
-    if pattern.global_positions:
-        check_movable(pattern)
-        placed = global_positions.at_ranks(pattern.global_positions, padded)
-        marked = placed if marked is None else marked | placed
-    return Laid(k, v, global_positions.unplaced(pattern), padded, marked)
-
-
-def check_movable(pattern: Pattern) -> None:
-    """Raise UnsupportedError for global positions that are more than a union with the rest.
+def whole(k: Tensor, v: Tensor, pattern: Pattern, mask: Tensor | None) -> OrderedKeys:
+    """All keys of a sequence, under a mask of `marks`, uint8 or bool [B, M], that counts no positions yet.
 
     Raises:
-        UnsupportedError: padding moves global tokens, and here a rule goes with them.
+        UnsupportedError: padding moves global tokens, and a rule of the pattern would go with them.
     """
-    if pattern.lowered.positions != pattern.global_positions:
-        raise UnsupportedError(
-            f"pattern: global positions joined by | alone wanted in a batch with padding, got {pattern}"
-        )
+    if mask is None:
+        return OrderedKeys(k, v, within(pattern, k.shape[2]))
+    padded, marked = mask_bits.padded(mask), mask_bits.marked(mask)
+    if pattern.global_positions:
+        placed = global_positions.at_ranks(pattern.global_positions, padded)
+        marked = placed if marked is None else marked | placed
+    return OrderedKeys(k, v, unplaced(pattern), padded, marked)

@@ -131,9 +131,16 @@ def attention(
     def attend(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, padding: Tensor | None) -> Tensor:
         bias = (q + position_bias[:, None]) @ (positions * scale).mT  # [B, H, N, taps]
         return lf.attention(
-            q + content_bias[:, None], k, v, pattern, key_padding=padding, scale=scale, band_bias=bias,
-            dropout_p=dropout_p, backend=backend,
-        )  # fmt: skip
+            q + content_bias[:, None],
+            k,
+            v,
+            pattern,
+            key_padding=padding,
+            scale=scale,
+            band_bias=bias,
+            dropout_p=dropout_p,
+            backend=backend,
+        )
 
     if block == 0:
         return attend(q, k, v, positions, key_padding)

@@ -65,12 +65,19 @@ class RelativeAttention(nn.Module):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         with torch.autocast(x.device.type, enabled=False):
             out = relative.attention(
-                q.to(dtype), k.to(dtype), v.to(dtype), self.pattern, self.position_proj.weight.to(dtype),
-                content_bias.to(dtype), position_bias.to(dtype), key_padding=padding,
+                q.to(dtype),
+                k.to(dtype),
+                v.to(dtype),
+                self.pattern,
+                self.position_proj.weight.to(dtype),
+                content_bias.to(dtype),
+                position_bias.to(dtype),
+                key_padding=padding,
                 dropout_p=self.dropout if self.training else 0.0,
-                block=self.block, backend=self.backend,
-            )  # fmt: skip
-        return self.out_proj(out.to(v.dtype).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+                block=self.block,
+                backend=self.backend,
+            )
+        return self.out_proj(out.to(v.dtype).transpose(1, 2).flatten(2))
 
     def reorder_incremental_state(
         self, incremental_state: IncrementalState, new_order: Tensor

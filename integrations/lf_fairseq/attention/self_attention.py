@@ -18,20 +18,20 @@ from lf_backend.errors import ShapeError, UnsupportedError
 from lf_backend.pattern.terms import Causal, Pattern, intersection
 from lf_fairseq.attention import projections
 from lf_fairseq.attention.decoding_buffer import Buffer
-from lf_fairseq.attention.keys import Laid, whole
+from lf_fairseq.attention.keys import OrderedKeys, whole
 
 if TYPE_CHECKING:
-    from lf_backend.patching import Mark
+    from lf_backend.patching import PatchMark
 
 State = dict[str, Any]
 _KEY = "lf_buffer"
 
 
-class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
+class SparseMultiheadAttention(MultiheadAttention):
     """Takes the place of a `MultiheadAttention` with `self_attention=True`, whose parameters it uses."""
 
     if TYPE_CHECKING:
-        lf_mark: Mark
+        lf_mark: PatchMark
 
     def forward(
         self,
@@ -66,7 +66,7 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
                 export to ONNX.
         """
         self._check(query, key, value, static_kv, before_softmax)
-        pattern = self._pattern(attn_mask, query.shape[0])
+        pattern = self._pattern(attn_mask, query.shape[0], incremental_state)
         q, k, v = (self._heads(project(query)) for project in (self.q_proj, self.k_proj, self.v_proj))
         buffer = None
         if incremental_state is None:
@@ -78,10 +78,19 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
             self.set_incremental_state(incremental_state, _KEY, buffer.trimmed(pattern))
         own = self._own(query, laid, incremental_state)
         out = lf.attention(
-            q, laid.k, laid.v, laid.pattern, key_padding=laid.key_padding, global_mask=laid.global_mask,
-            global_q=own[0], global_k=own[1], global_v=own[2], scale=self.scaling,
-            dropout_p=self._dropout_p(), backend=self.lf_mark.backend,
-        )  # fmt: skip
+            q,
+            laid.k,
+            laid.v,
+            laid.pattern,
+            key_padding=laid.key_padding,
+            global_mask=laid.global_mask,
+            global_q=own[0],
+            global_k=own[1],
+            global_v=own[2],
+            scale=self.scaling,
+            dropout_p=self._dropout_p(),
+            backend=self.lf_mark.backend,
+        )
         out = self.out_proj(out.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1))
         if not (need_weights or need_head_weights):
             return out, None
@@ -121,7 +130,7 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
 
     def _buffer(self, incremental_state: State | None) -> Buffer | None:
         found: Any = self.get_incremental_state(incremental_state, _KEY)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _check(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, static_kv: bool, before_softmax: bool
@@ -138,11 +147,12 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
         if query.shape[-1] != self.q_proj.in_features:
             raise ShapeError(f"query: {self.q_proj.in_features} channels wanted, got {query.shape[-1]}")
 
-    def _pattern(self, attn_mask: Tensor | None, length: int) -> Pattern:
+    def _pattern(self, attn_mask: Tensor | None, length: int, incremental_state: State | None) -> Pattern:
+        """The layer's pattern, cut to the past where the stack's mask or one step after another does so."""
         pattern = self.lf_mark.pattern
         assert pattern is not None, "the plan gives every attention a pattern"
         if attn_mask is None:
-            return pattern
+            return pattern if incremental_state is None else intersection(pattern, Causal())
         if not _hides_future(attn_mask, length):
             raise UnsupportedError(
                 f"attn_mask: none, or [{length}, {length}] with -inf above the diagonal and 0 elsewhere "
@@ -158,7 +168,7 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
         """[T, B, H * D] as [B, H, T, D], a view."""
         return x.view(*x.shape[:2], self.num_heads, self.head_dim).permute(1, 2, 0, 3)
 
-    def _own(self, query: Tensor, laid: Laid, incremental_state: State | None) -> list[Tensor | None]:
+    def _own(self, query: Tensor, laid: OrderedKeys, incremental_state: State | None) -> list[Tensor | None]:
         """Query, key and value [B, H, T, D] of global tokens, if they have projections of their own."""
         none: list[Tensor | None] = [None, None, None]
         if not projections.has_own(self):
@@ -169,12 +179,20 @@ class SparseMultiheadAttention(MultiheadAttention):  # type: ignore[misc]
             return none
         return [self._heads(x) for x in projections.project(self, query)]
 
-    def _weights(self, q: Tensor, laid: Laid, own: list[Tensor | None]) -> Tensor:
+    def _weights(self, q: Tensor, laid: OrderedKeys, own: list[Tensor | None]) -> Tensor:
         """[B, H, T, M], M being the keys at hand."""
         return lf.probabilities(
-            q, laid.k, laid.v, laid.pattern, key_padding=laid.key_padding, global_mask=laid.global_mask,
-            global_q=own[0], global_k=own[1], global_v=own[2], scale=self.scaling,
-        )  # fmt: skip
+            q,
+            laid.k,
+            laid.v,
+            laid.pattern,
+            key_padding=laid.key_padding,
+            global_mask=laid.global_mask,
+            global_q=own[0],
+            global_k=own[1],
+            global_v=own[2],
+            scale=self.scaling,
+        )
 
 
 def _hides_future(attn_mask: Tensor, length: int) -> bool:

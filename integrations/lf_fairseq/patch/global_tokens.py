@@ -8,7 +8,7 @@ from torch import nn
 
 from lf_backend._integers import integer
 from lf_backend.errors import PatchError
-from lf_backend.patching import Mark
+from lf_backend.patching import PatchMark
 
 
 def set_global_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
@@ -22,7 +22,7 @@ def set_global_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
         PatchError: no patched encoder or decoder in the model.
         PatternError: an id that is no int >= 0.
     """
-    from lf_fairseq.patch.stacks import STACKS, TokensMark  # loads fairseq
+    from lf_fairseq.patch.stacks import STACKS, TokensPatchMark  # loads fairseq
 
     ids = tuple(sorted({integer("tokens", token, 0) for token in tokens}))
     found = [module for module in model.modules() if type(module) in STACKS.values()]
@@ -31,6 +31,6 @@ def set_global_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
             f"model: a patched encoder or decoder wanted, got {type(model).__name__} without one"
         )
     for module in found:
-        mark: Mark = vars(module)["lf_mark"]
-        values = {name: getattr(mark, name) for name in Mark.__dataclass_fields__}
-        vars(module)["lf_mark"] = TokensMark(**values, tokens=ids)
+        mark: PatchMark = vars(module)["lf_mark"]
+        values = {name: getattr(mark, name) for name in PatchMark.__dataclass_fields__}
+        vars(module)["lf_mark"] = TokensPatchMark(**values, tokens=ids)

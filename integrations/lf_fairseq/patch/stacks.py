@@ -18,13 +18,13 @@ from fairseq.models import bart, masked_lm, roberta, transformer
 from torch import Tensor, nn
 
 from lf_backend.errors import UnsupportedError
-from lf_backend.patching import Mark
+from lf_backend.patching import PatchMark
 from lf_fairseq.attention import mask_bits
 from lf_fairseq.patch import side_channel
 
 
 @dataclass(frozen=True)
-class TokensMark(Mark):
+class TokensPatchMark(PatchMark):
     """The mark of a stack with global tokens.
 
     Attributes:
@@ -38,7 +38,7 @@ class _Layers(nn.ModuleList):
     """A list of layers that may carry a mask, which takes the place of the one that the stack passes."""
 
     if TYPE_CHECKING:
-        lf_mark: Mark
+        lf_mark: PatchMark
 
     def __iter__(self) -> Iterator[Any]:
         mask = side_channel.cargo(self)
@@ -50,7 +50,7 @@ class CarryingModuleList(_Layers):
     """A plain list of layers."""
 
 
-class CarryingLayerDropModuleList(_Layers, modules.LayerDropModuleList):  # type: ignore[misc]
+class CarryingLayerDropModuleList(_Layers, modules.LayerDropModuleList):
     """A list that drops layers in training."""
 
 
@@ -66,7 +66,7 @@ class _Stack(nn.Module):
     """The part that encoders and decoders share."""
 
     if TYPE_CHECKING:
-        lf_mark: Mark
+        lf_mark: PatchMark
         layers: nn.ModuleList
         padding_idx: int
 
@@ -78,7 +78,7 @@ class _Stack(nn.Module):
             global_mask: as the batch says, bool [B, T], or None.
             last: the layers get the last token alone.
         """
-        ids = self.lf_mark.tokens if isinstance(self.lf_mark, TokensMark) else ()
+        ids = self.lf_mark.tokens if isinstance(self.lf_mark, TokensPatchMark) else ()
         mask = mask_bits.of_tokens(tokens, self.padding_idx, ids, global_mask)
         return mask[:, -1:] if mask is not None and last else mask
 
@@ -93,15 +93,15 @@ class _Encoder(_Stack):
             return super().forward(src_tokens, *args, **kwargs)
 
 
-class TransformerEncoderBase(_Encoder, transformer.TransformerEncoderBase):  # type: ignore[misc]
+class TransformerEncoderBase(_Encoder, transformer.TransformerEncoderBase):
     pass
 
 
-class TransformerEncoder(_Encoder, transformer.TransformerEncoder):  # type: ignore[misc]
+class TransformerEncoder(_Encoder, transformer.TransformerEncoder):
     pass
 
 
-class TransformerSentenceEncoder(_Encoder, modules.TransformerSentenceEncoder):  # type: ignore[misc]
+class TransformerSentenceEncoder(_Encoder, modules.TransformerSentenceEncoder):
     """An older one; its first argument is called `tokens`."""
 
     def forward(self, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -137,19 +137,23 @@ class _Decoder(_Stack):
         mask = self._mask(prev_output_tokens, given, last=incremental_state is not None)
         with side_channel.carried(self.layers, mask):
             return super().extract_features(  # type: ignore[misc]
-                prev_output_tokens, encoder_out, incremental_state, full_context_alignment,
-                alignment_layer, alignment_heads,
-            )  # fmt: skip
+                prev_output_tokens,
+                encoder_out,
+                incremental_state,
+                full_context_alignment,
+                alignment_layer,
+                alignment_heads,
+            )
 
     def buffered_future_mask(self, tensor: Tensor) -> None:
         """No mask: the pattern of every layer ends at the present."""
 
 
-class TransformerDecoderBase(_Decoder, transformer.TransformerDecoderBase):  # type: ignore[misc]
+class TransformerDecoderBase(_Decoder, transformer.TransformerDecoderBase):
     pass
 
 
-class TransformerDecoder(_Decoder, transformer.TransformerDecoder):  # type: ignore[misc]
+class TransformerDecoder(_Decoder, transformer.TransformerDecoder):
     pass
 
 
@@ -171,23 +175,23 @@ class _Passing(nn.Module):
             return super().forward(*args, **kwargs)
 
 
-class RobertaEncoder(_Passing, roberta.RobertaEncoder):  # type: ignore[misc]
+class RobertaEncoder(_Passing, roberta.RobertaEncoder):
     reads = "sentence_encoder"
 
 
-class MaskedLMEncoder(_Passing, masked_lm.MaskedLMEncoder):  # type: ignore[misc]
+class MaskedLMEncoder(_Passing, masked_lm.MaskedLMEncoder):
     reads = "sentence_encoder"
 
 
-class TransformerModelBase(_Passing, transformer.TransformerModelBase):  # type: ignore[misc]
+class TransformerModelBase(_Passing, transformer.TransformerModelBase):
     reads = "encoder"
 
 
-class TransformerModel(_Passing, transformer.TransformerModel):  # type: ignore[misc]
+class TransformerModel(_Passing, transformer.TransformerModel):
     reads = "encoder"
 
 
-class BARTModel(_Passing, bart.BARTModel):  # type: ignore[misc]
+class BARTModel(_Passing, bart.BARTModel):
     reads = "encoder"
 
 

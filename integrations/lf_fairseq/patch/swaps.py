@@ -1,4 +1,4 @@
-"""Which modules of a fairseq model are replaced, by which class, with which pattern."""
+"""The plan of a patch: modules of a fairseq model, the classes that replace theirs, and patterns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Side(NamedTuple):
     Attributes:
         path: of the encoder or decoder, or of what holds the layers if that is not known.
         stack: the encoder or decoder, or None if it is not known.
-        causal: whether it is a decoder.
+        causal: whether the stack hides the future: a known decoder does. Decoder layers in another, such as
+            one that is not autoregressive, see what its masks let them see.
         layers: by path, bottom first.
     """
 
@@ -73,10 +74,11 @@ def sides(model: nn.Module) -> list[Side]:
     found: dict[tuple[str, bool], Side] = {}
     for path, layer in modules.items():
         if type(layer) in _LAYERS:
-            home, causal = _home(path, modules), type(layer) in _DECODER_LAYERS
+            home, decodes = _home(path, modules), type(layer) in _DECODER_LAYERS
             stack = modules.get(home)
             known = stack if type(stack) in STACKS else None
-            found.setdefault((home, causal), Side(home, known, causal, {})).layers[path] = layer
+            side = Side(home, known, decodes and known is not None, {})
+            found.setdefault((home, decodes), side).layers[path] = layer
     return list(found.values())
 
 
@@ -145,9 +147,20 @@ def _checked(path: str, layer: Any) -> Any:
 
 
 _ATTRIBUTES = (
-    "q_proj", "k_proj", "v_proj", "out_proj", "num_heads", "head_dim", "scaling", "dropout_module", "bias_k",
-    "bias_v", "add_zero_attn", "self_attention", "onnx_trace",
-)  # fmt: skip
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "out_proj",
+    "num_heads",
+    "head_dim",
+    "scaling",
+    "dropout_module",
+    "bias_k",
+    "bias_v",
+    "add_zero_attn",
+    "self_attention",
+    "onnx_trace",
+)
 
 
 def _stack(side: Side) -> Iterator[Swap]:

@@ -88,9 +88,13 @@ class Size:
             raise LFError(f"--phase: 1 to {LAST_PHASE} wanted, got {number}")
         at = number - 1
         return Phase(
-            number, self.lengths[at], self.learning_rate / 2**at, self.batches[at], self.updates[at],
+            number,
+            self.lengths[at],
+            self.learning_rate / 2**at,
+            self.batches[at],
+            self.updates[at],
             self.schedule(number),
-        )  # fmt: skip
+        )
 
     def trial(self, updates: int) -> Size:
         """Return a trial of the phases: so many updates in each, and little text to evaluate."""

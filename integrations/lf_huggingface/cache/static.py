@@ -71,10 +71,10 @@ class StaticWindowLayer(CacheLayerMixin):
         kept[:, :, count:] = seen[:, :, count + length :]
         return seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, Any]:
         """Number of keys that an update with so many queries returns, and what they are."""
         length = len(self.sinks) + self.reach + query_length
-        return length, Rolled(self.get_seq_length(), self.reach, self.sinks)
+        return length, Rolled(self.get_seq_length() - self.reach, self.sinks)
 
     def get_seq_length(self) -> Any:
         """Tokens seen: a tensor, 0 before the first."""

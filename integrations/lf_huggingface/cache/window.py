@@ -26,7 +26,7 @@ from lf_huggingface.interface.attention import attention
 from lf_huggingface.interface.cached_keys import Kept
 
 
-class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class WindowLayer(DynamicLayer):
     """Keys and values of one layer, [B, Hkv, S, D]: global tokens in order, then the window.
 
     Args:
@@ -85,7 +85,7 @@ class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
         return sum(at < length for at in self.sinks)
 
     def _parts(self, length: int, window: int) -> list[list[Tensor]]:
-        """Of keys and of values: the global tokens among the first `length`, then the last `window`."""
+        """Keep, of keys and of values, the global tokens among the first `length`, then the last `window`."""
         slots = self.keys.shape[2]
         first = self.cumulative_length - (slots - self.held)  # position of the window's first slot
         wanted = self.sinks[: self._sinks(length)]
@@ -101,7 +101,7 @@ class WindowLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its __init_
         length = self.cumulative_length
         self._set(length, self._parts(length, min(length, self.reach + 1)), self._sinks(length))
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, Any]:
         """Number of keys that an update with so many queries returns, and what they are."""
         past = self.cumulative_length
         window = min(past, self.reach)
@@ -181,9 +181,9 @@ class WindowCache(Cache):
         super().__init__(layers=list(layers))
         self._widest = max(layers, key=lambda layer: layer.reach)
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Sizes for the layer with the widest window; the others take the mask's end (`plans.decode`)."""
-        sizes: tuple[int, int] = self._widest.get_mask_sizes(query_length)
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, Any]:
+        """Sizes for the layer with the widest window; the others take the mask's end (`Mask.of_layer`)."""
+        sizes: tuple[int, Any] = self._widest.get_mask_sizes(query_length)
         return sizes
 
 

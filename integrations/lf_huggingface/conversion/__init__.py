@@ -2,5 +2,6 @@
 
 mappings.py   which weights go where
 convert.py    a model from a model
+positions.py  tables of learned positions
 verify.py     whether source and result agree
 """

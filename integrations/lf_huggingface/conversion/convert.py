@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from lf_backend import conventions
 from lf_backend.pattern.notation import to_dict
 from lf_huggingface.conversion.mappings import FAMILIES, UNMAPPED, Family
+from lf_huggingface.conversion.positions import LENGTH, tables, tiled
 from lf_huggingface.errors import ConversionError
 from lf_huggingface.interface.mask_function import NOT_ROUTED
 
-# Learned positions that `keep_class` finds by the end of their name.
-_TABLES = ("embeddings.position_embeddings.weight", "wpe.weight", "embed_positions.weight")
-_LENGTH = "max_position_embeddings"
-
 
 def convert(
-    model: nn.Module, max_length: int = 4096, attention_window: int = 512, *, keep_class: bool = False,
+    model: nn.Module,
+    max_length: int = 4096,
+    attention_window: int = 512,
+    *,
+    keep_class: bool = False,
     tokenizer: Any = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """A long model from a short one: RoBERTa, XLM-R, CamemBERT, BERT, DistilBERT, ELECTRA, BART.
 
     The model itself stays as it is. The new one shares its tensors, but for positions, the projections of
@@ -97,7 +98,24 @@ def _longformer(model: Any, config: Any, max_length: int, attention_window: int,
         if re.search(r"\.(query|key|value)\.(weight|bias)$", key):
             local, kind = key.rsplit(".", 1)
             tensors[f"{local}_global.{kind}"] = tensors[key].clone()
-    return _loaded(getattr(transformers, target.name), made_config, tensors)
+    new = _loaded(getattr(transformers, target.name), made_config, tensors)
+    _keep_dropout(new, config)
+    return new
+
+
+def _keep_dropout(new: Any, config: Any) -> None:
+    """Give a head the source's own probability of dropout, which a config of Longformer has no word for.
+
+    It stays in the config; a model that is loaded again has to be told.
+    """
+    own = getattr(config, "classifier_dropout", None)
+    if own is None or hasattr(new.config, "classifier_dropout"):
+        return
+    new.config.classifier_dropout = own
+    heads = [getattr(module, "dropout", None) for module in (new, getattr(new, "classifier", None))]
+    for head in heads:
+        if isinstance(head, nn.Dropout):
+            head.p = own
 
 
 def _check_exact(config: Any, name: str) -> None:
@@ -132,7 +150,7 @@ def _config(
                 f"{max_length}"
             )
         return kind(**values, max_encoder_position_embeddings=max_length)
-    values[_LENGTH] = max_length + config.pad_token_id + 1
+    values[LENGTH] = max_length + config.pad_token_id + 1
     if name.endswith("ForQuestionAnswering"):
         separator = config.eos_token_id if family.has_padding_row else None
         values["sep_token_id"] = separator if tokenizer is None else tokenizer.sep_token_id
@@ -173,26 +191,25 @@ def _same_class(model: Any, config: Any, max_length: int, pattern: dict[str, Any
             f"model: one without windows of its own wanted, {type(model).__name__} has {windows}, which one "
             'window for all layers would replace; attn_implementation="lf" runs them as they are'
         )
-    own = getattr(config, _LENGTH, None)
+    own = getattr(config, LENGTH, None)
     if own is None:
-        raise ConversionError(f"model: a config with {_LENGTH} wanted, got {type(config).__name__}")
+        raise ConversionError(f"model: a config with {LENGTH} wanted, got {type(config).__name__}")
     tensors = model.state_dict()
     before = 0
-    for key in [key for key in tensors if key.endswith(_TABLES)]:
-        first = _rows_before(model.get_submodule(key.removesuffix(".weight")))
-        before = first if key.endswith("position_embeddings.weight") else before
-        tensors[key] = tiled(tensors[key], first, max_length)
+    for path, first in tables(model).items():
+        before = first if path.endswith("position_embeddings") else before
+        tensors[f"{path}.weight"] = tiled(tensors[f"{path}.weight"], first, max_length)
     if max_length + before < own:
         raise ConversionError(f"max_length >= {own - before} (the model's own) wanted, got {max_length}")
     made_config = copy.deepcopy(config)
-    setattr(made_config, _LENGTH, max_length + before)
+    setattr(made_config, LENGTH, max_length + before)
     made_config.lf_attention = pattern
     made_config._attn_implementation = "lf"
     return _loaded(type(model), made_config, tensors)
 
 
 def _windows_of_its_own(config: Any) -> str:
-    """What of a config lays windows over some of its layers, as words; nothing if none does."""
+    """Name the settings of a config that lay windows over some of its layers; none if nothing does."""
     found = {
         name: value
         for name in ("sliding_window", "local_attention", "attention_chunk_size")
@@ -201,27 +218,6 @@ def _windows_of_its_own(config: Any) -> str:
     if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         found["layer_types"] = sorted(set(config.layer_types))
     return ", ".join(f"{name}={value}" for name, value in found.items())
-
-
-def _rows_before(table: Any) -> int:
-    """Rows of a table of positions before the first position: a padding row and those before it, or an
-    offset that the table adds itself."""
-    padding = getattr(table, "padding_idx", None)
-    offset: int = getattr(table, "offset", 0)
-    return offset if padding is None or offset else int(padding) + 1
-
-
-def tiled(table: Tensor, first: int, length: int) -> Tensor:
-    """[first + length, E]: the first rows of table [rows, E], then its others again and again.
-
-    Raises:
-        ConversionError: fewer positions wanted than there are.
-    """
-    own = table[first:]
-    if length < len(own):
-        raise ConversionError(f"max_length >= {len(own)} (the model's own) wanted, got {length}")
-    copies = -(-length // len(own))
-    return torch.cat([table[:first], own.repeat(copies, 1)[:length]])
 
 
 def _loaded(kind: Any, config: Any, tensors: Mapping[str, Tensor]) -> nn.Module:

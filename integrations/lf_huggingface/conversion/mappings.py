@@ -1,4 +1,4 @@
-"""What becomes of the tensors and settings of a short model in Longformer or LED.
+"""The places of a short model's tensors and settings in Longformer or LED.
 
 A mapping is data: names of classes, names of settings, rules for names of tensors. Only what maps exactly
 is here; what does not is in `UNMAPPED`, with the reason.
@@ -15,7 +15,7 @@ Rules = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Target:
-    """What one class of models becomes.
+    """The long form of one class of models.
 
     Attributes:
         name: the new class.

@@ -22,6 +22,11 @@ from lf_backend.schedules import from_list
 NAME = "lf_attention"
 
 
+def is_given(config: Any) -> bool:
+    """Return whether a config holds a pattern."""
+    return getattr(config, NAME, None) is not None
+
+
 Given = tuple[Any, int | None, int | None, int | None]
 
 
@@ -36,7 +41,7 @@ def layers(config: Any) -> tuple[Pattern, ...]:
 
 
 def given(config: Any) -> Given:
-    """What `read` wants of a config: plain data, which torch.compile takes for constant."""
+    """Return the arguments of `read` for a config: plain data, which torch.compile takes for constant."""
     sizes = [getattr(config, name, None) for name in _SIZES]
     count, heads, positions = [size if isinstance(size, int) else None for size in sizes]
     return getattr(config, NAME, None), count, heads, positions

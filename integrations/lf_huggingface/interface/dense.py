@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lf_backend.numerics.precision import accumulation_dtype
-from lf_huggingface.interface.call import Call
+from lf_huggingface.interface.layer_call import LayerCall
 
 
-def attend(call: Call, visible: Tensor | None, bias: Tensor | None) -> Tensor:
+def attend(call: LayerCall, visible: Tensor | None, bias: Tensor | None) -> Tensor:
     """Out [B, H, Q, D]; visible (bool, None shows all) and bias (or None) broadcast to [B, H, Q, K]."""
     if call.softcap is None and call.sinks is None and bias is None:
         return _torch(call, visible)
@@ -37,12 +37,17 @@ def attend(call: Call, visible: Tensor | None, bias: Tensor | None) -> Tensor:
     return weights.to(v.dtype) @ v
 
 
-def _torch(call: Call, visible: Tensor | None) -> Tensor:
-    """By torch's own dense attention, which makes no copy of the scores."""
+def _torch(call: LayerCall, visible: Tensor | None) -> Tensor:
+    """Attend by torch's own dense attention, which makes no copy of the scores."""
     out: Tensor = nn.functional.scaled_dot_product_attention(
-        call.q, call.k, call.v, attn_mask=visible, dropout_p=call.dropout_p, scale=call.scale,
+        call.q,
+        call.k,
+        call.v,
+        attn_mask=visible,
+        dropout_p=call.dropout_p,
+        scale=call.scale,
         enable_gqa=call.q.shape[1] != call.k.shape[1],
-    )  # fmt: skip
+    )
     if visible is None:
         return out
     return out.masked_fill(~visible.any(3, keepdim=True), 0)

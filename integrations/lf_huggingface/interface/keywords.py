@@ -26,7 +26,7 @@ _ATTENTION = frozenset({"head_mask", "layer_head_mask", "cross_attn_head_mask", 
 
 @constant_in_graphs
 def refused(names: tuple[str, ...], home: str) -> tuple[str, ...]:
-    """Which of the words, given to a layer of the modeling module `home`, must not be passed over."""
+    """Return the words, given to a layer of the modeling module `home`, that must not be passed over."""
     return _refused(names, home)
 
 

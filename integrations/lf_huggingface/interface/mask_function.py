@@ -1,7 +1,7 @@
 """The mask function: what transformers' mask builders call in place of building a mask.
 
-It builds no Q x K tensor. It reads what the mask would mean and hands it on as in `plans`. What it does
-not know becomes upstream's own dense mask, said aloud once, or is an error in strict mode. No mask is ever
+It builds no Q x K tensor. It reads what the mask would mean and hands it on as a `Mask`. What it does not
+know becomes upstream's own dense mask, said aloud once, or is an error in strict mode. No mask is ever
 dropped.
 """
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lf_backend.errors import UnsupportedError
 from lf_huggingface.interface.cached_keys import Kept, Rolled, positions
-from lf_huggingface.interface.encoded_mask import Plan, encode, number, numbered
+from lf_huggingface.interface.carried_mask import Mask
+from lf_huggingface.interface.documents import of_dropped_padding
+from lf_huggingface.interface.mask_kind import kind_for
 from lf_huggingface.interface.mask_meaning import Unknown, meaning, traced_meaning
 
 # These build masks, and then attend in code of their own.
@@ -32,7 +34,7 @@ def mask(
     q_offset: int | Tensor = 0,
     kv_offset: int | Tensor = 0,
     mask_function: Callable[..., Any] | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Mask | Tensor | None = None,
     local_size: int | None = None,
     config: Any = None,
     device: torch.device | str = "cpu",
@@ -40,8 +42,8 @@ def mask(
     allow_is_bidirectional_skip: bool = False,
     strict: bool = False,
     **only_for_others: Any,
-) -> Tensor:
-    """The mask of one kind of layer, as `plans.encode` writes it; or dense, bool [B, 1, Q, K].
+) -> Mask | Tensor:
+    """The mask of one kind of layer; or a dense one, bool [B, 1, Q, K]. One that is made already stays.
 
     Args:
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, local_size,
@@ -52,12 +54,14 @@ def mask(
         only_for_others: for upstream's own dense masks.
 
     Raises:
-        UnsupportedError: what is not known, in strict mode; keys that the pattern needs and the cache has
-            dropped; a model that does not attend through the interface.
+        UnsupportedError: what is not known, in strict mode; a model that does not attend through the
+            interface.
     """
     from transformers.masking_utils import causal_mask_function, sdpa_mask  # torch 2.10 traces no lazy module
 
     _check_routed(config)
+    if isinstance(attention_mask, Mask):
+        return attention_mask
     if isinstance(kv_length, Tensor) or isinstance(kv_offset, Tensor):
         q_offset, kv_length, kv_offset = int(q_offset), int(kv_length), int(kv_offset)
     function = causal_mask_function if mask_function is None else mask_function
@@ -70,20 +74,27 @@ def mask(
     except Unknown as unknown:
         _say_dense(unknown.args[0], strict or isinstance(kv_offset, Kept))
         dense: Any = sdpa_mask
-        return dense(  # type: ignore[no-any-return]
-            batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset,
-            kv_offset=kv_offset, mask_function=function, attention_mask=attention_mask,
-            local_size=local_size, allow_is_causal_skip=False, allow_is_bidirectional_skip=False,
-            device=device, **only_for_others,
-        )  # fmt: skip
+        return dense(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=function,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=False,
+            device=device,
+            **only_for_others,
+        )
     sinks = len(kv_offset.sinks) if isinstance(kv_offset, Kept) else None
     aligned = sinks is not None or (
         not isinstance(q_offset, Tensor) and _equal(q_offset + q_length, kv_offset + kv_length)
     )
     packed = found.documents is not None
-    place = number(config, found.pattern.text, aligned, attention_mask is not None, packed, sinks)
-    if kv_offset and sinks is None:
-        _check_kept(numbered(place), int(q_offset) - kv_offset)
+    kind = kind_for(config, found.pattern, aligned, attention_mask is not None, packed, sinks)
+    kept = int(q_offset) - kv_offset if kv_offset and sinks is None else None
     queries = torch.arange(q_length, device=device) + q_offset
     keys = positions(kv_length, kv_offset, device)
     empty, keys = (keys < 0)[None], keys.clamp(min=0)
@@ -94,7 +105,9 @@ def mask(
         unwritten = (keys > queries[-1])[None]
         hidden = unwritten if hidden is None else hidden | unwritten
     coded = keys[None] if hidden is None else torch.where(hidden, ~keys, keys)
-    return encode(place, queries.expand(batch_size, -1), coded.expand(batch_size, -1), found.documents)
+    batch = (queries.expand(batch_size, -1), coded.expand(batch_size, -1))
+    made = Mask(kind, *batch, found.documents, kept, getattr(config, "model_type", ""))
+    return of_dropped_padding(made)
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -106,17 +119,6 @@ def _padding(attention_mask: Tensor, keys: Tensor) -> Tensor:
     """Bool [B, K], True for a key that the mask [B, any length] hides or does not reach."""
     length = attention_mask.shape[1]
     return ~attention_mask.bool()[:, keys.clamp(max=length - 1)] | (keys >= length)
-
-
-def _check_kept(plan: Plan, kept: int) -> None:
-    """Raise UnsupportedError if a layer's pattern needs keys that a sliding cache has dropped."""
-    for pattern in plan.layers or (plan.pattern,):
-        reach = pattern.lowered.reach
-        if pattern.global_positions or reach is None or reach > kept:
-            raise UnsupportedError(
-                f"past_key_values: a cache that keeps what {pattern} needs wanted, got one that keeps the "
-                f"last {kept} keys; give it lf_huggingface.WindowCache(model.config)"
-            )
 
 
 def _check_routed(config: Any) -> None:

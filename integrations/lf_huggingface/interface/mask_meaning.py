@@ -1,4 +1,4 @@
-"""What an upstream mask function means, read from how it was put together.
+"""The meaning of an upstream mask function, read from how it was put together.
 
 transformers composes mask functions from a few named parts (`transformers.masking_utils`), each a closure
 over its numbers. A part is known by its code object; anything else is unknown and never guessed.
@@ -34,7 +34,7 @@ class Unknown(Exception):
 
 
 def meaning(function: MaskFunction) -> Meaning:
-    """What the mask function shows.
+    """Return the meaning of a mask function.
 
     Raises:
         Unknown: a part of it is not known.

@@ -10,11 +10,11 @@ from functools import partial
 
 from lf_backend.errors import LFError
 from lf_backend.patching import when_imported
+from lf_huggingface.interface.names import NAME, registered
 
-NAME = "lf"
 # transformers looks for these in a name, and means something else by it.
 _MISREAD = ("flash", "sdpa", "flex_attention", "/", "|", "eager")
-_HOME = "transformers.modeling_utils"
+_CONFIGS, _MODELS = "transformers.configuration_utils", "transformers.modeling_utils"
 
 
 def register(name: str = NAME, *, strict: bool = False) -> None:
@@ -30,6 +30,7 @@ def register(name: str = NAME, *, strict: bool = False) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     from lf_huggingface.interface.attention import attention
+    from lf_huggingface.interface.loading import follow_models
     from lf_huggingface.interface.mask_function import mask
 
     if not name or any(word in name for word in _MISREAD):
@@ -39,6 +40,8 @@ def register(name: str = NAME, *, strict: bool = False) -> None:
         raise LFError(f"name: a free one wanted, {name!r} is {taken!r}")
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, partial(mask, strict=strict))
+    registered.add(name)
+    follow_models()
 
 
 def unregister(name: str = NAME) -> None:
@@ -55,6 +58,7 @@ def unregister(name: str = NAME) -> None:
         raise LFError(f"name: one that lf_huggingface has registered wanted, got {name!r}")
     del AttentionInterface._global_mapping[name]
     del AttentionMaskInterface._global_mapping[name]
+    registered.discard(name)
 
 
 def when_transformers_is_imported() -> None:
@@ -62,4 +66,11 @@ def when_transformers_is_imported() -> None:
 
     So `import lf_huggingface` costs nothing where no model of transformers is used.
     """
-    when_imported(_HOME, register)
+    when_imported(_CONFIGS, _follow_configs)
+    when_imported(_MODELS, register)
+
+
+def _follow_configs() -> None:
+    from lf_huggingface.interface.loading import follow_configs
+
+    follow_configs()

@@ -24,7 +24,7 @@ from lf_backend.backend import Columns
 from lf_backend.errors import PatternError
 from lf_backend.numerics import dropout
 from lf_backend.numerics.precision import accumulation_dtype
-from lf_backend.ops.global_rows import positions
+from lf_backend.ops.global_tokens import columns as global_columns
 from lf_backend.pattern.bands import Band
 from lf_backend.pattern.terms import Pattern
 
@@ -84,15 +84,16 @@ class Part(NamedTuple):
     factors: Tensor | None
 
 
-def weights(s: Scored, pattern: Pattern, global_mask: Tensor | None) -> tuple[Tensor, ...]:
+def weights(
+    s: Scored, pattern: Pattern, global_mask: Tensor | None, positions: Tensor | None
+) -> tuple[Tensor, ...]:
     """The weights of one layer: local rows, and those of global tokens if the batch has any.
 
     Raises:
         PatternError: the layout has no place for the pattern, which is not one limited window.
     """
     band, length = _only_band(pattern), s.q.shape[2]
-    lowered = pattern.lowered if global_mask is None else pattern.lowered_with_globals
-    columns = positions(lowered, pattern.is_causal, global_mask, s.padded, s.k)
+    columns = global_columns(pattern, s.k, s.padded, mask=global_mask, positions=positions)
     hidden = _scattered(columns, s.k) if s.padded is None else _scattered(columns, s.k) | s.padded
     blocks = [range(at, min(at + BLOCK, length)) for at in range(0, max(length, 1), BLOCK)]
     with torch.autocast(s.q.device.type, enabled=False):

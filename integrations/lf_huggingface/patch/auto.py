@@ -64,7 +64,9 @@ class AutoPatch:
 def auto_patch(
     pattern: Pattern | str | Sequence[Pattern | str] | None = None, *, backend: str | None = None
 ) -> AutoPatch:
-    """Patch each model that `lf.patch` knows when it is made, until `undo()`. Others are left alone.
+    """Patch each model that attends in code of its own, and that `lf.patch` knows, when it is made.
+
+    Others are left alone. It ends with `undo()`.
 
     Args:
         pattern, backend: as in `lf.patch`; by default what each model's own configuration says.

@@ -28,24 +28,25 @@ from torch import Tensor, nn
 from transformers.models.big_bird import modeling_big_bird as upstream
 
 import lf_backend as lf
+from lf_backend._graphs import constant_in_graphs, settled
 from lf_backend.errors import UnsupportedError
 from lf_backend.pattern.predicate import Predicate
 from lf_backend.pattern.terms import Pattern, Window
 from lf_backend.sparsity import block_local
 from lf_huggingface.errors import refuse_weights
 from lf_huggingface.patch import config_patterns, heads
+from lf_huggingface.patch.exchanged import Exchanged
+from lf_huggingface.patch.replacements import Replacements
 from lf_huggingface.patch.upstream_checks import like, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from lf_backend.patching import Mark
+    from lf_backend.patching import PatchMark
 
 EVERYTHING = Window(None, None)
 DROPOUT = "lf_full_dropout"  # probability of dropout of upstream's full attention, to its block-sparse layers
 
-native = config_patterns.left_to_the_layer  # its last block depends on the length
-check = config_patterns.any_will_do
 
 _running: ContextVar[bool] = ContextVar("lf_huggingface.patch.big_bird", default=False)
 
@@ -54,7 +55,7 @@ class BlockSparse(nn.Module):
     """Mixed in before upstream's layer, whose parameters and attributes it uses."""
 
     if TYPE_CHECKING:
-        lf_mark: Mark
+        lf_mark: PatchMark
         query: nn.Linear
         key: nn.Linear
         value: nn.Linear
@@ -109,13 +110,19 @@ class BlockSparse(nn.Module):
         ends = torch.zeros(batch, length, dtype=torch.bool, device=q.device)
         ends[:, : self.block_size] = ends[:, -self.block_size :] = True
         out, lse = lf.attention(
-            q, k, v, block_local(self.block_size, 1), key_padding=padding, global_mask=ends,
-            return_lse=True, backend=self.lf_mark.backend,
-        )  # fmt: skip
-        drawn, times = _drawn(
-            self.seed if self.training else None, length, self.block_size, self.num_random_blocks, count,
-            self.max_seqlen,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            _neighbours(self.block_size),
+            key_padding=padding,
+            global_mask=ends,
+            return_lse=True,
+            backend=self.lf_mark.backend,
+        )
+        seed = self.seed if self.training else None
+        drawn, times = random_blocks(
+            seed, settled(length), self.block_size, self.num_random_blocks, count, self.max_seqlen
+        )
         if not times:
             return out
         more, more_lse = lf.attention(
@@ -130,16 +137,43 @@ def _joined(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> Tensor:
     return torch.lerp(out, more, share.to(out.dtype))
 
 
-@lru_cache(maxsize=128)
-def _drawn(
+@constant_in_graphs
+def _neighbours(block: int) -> str:
+    """The pattern of blocks that see themselves and their neighbours, as text."""
+    return block_local(block, 1).text
+
+
+@constant_in_graphs
+def random_blocks(
     seed: int | None, length: int, block: int, count: int, heads: int, longest: int
-) -> tuple[Pattern, int]:
-    """The random blocks of a layer, and how often each counts.
+) -> tuple[str, int]:
+    """Return the random blocks of a layer, a pattern as text, and how often each counts.
 
     Args:
         seed: of the layer, None in evaluation.
         longest: `max_position_embeddings`, from which upstream draws at some lengths.
     """
+    made = _kept(seed, length, block, count, heads, longest)
+    return made.text, _draws(seed, length, block, count, heads, longest)[1]
+
+
+@lf.term
+def big_bird_random(
+    seed: int | None, length: int, block: int, count: int, heads: int, longest: int
+) -> Pattern:
+    """Return the pattern of the blocks that upstream draws; arguments as in `random_blocks`."""
+    return _blocks(_draws(seed, length, block, count, heads, longest)[0], block)
+
+
+_kept = lru_cache(maxsize=128)(big_bird_random)  # or every call would draw again
+Draws = tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@lru_cache(maxsize=128)
+def _draws(
+    seed: int | None, length: int, block: int, count: int, heads: int, longest: int
+) -> tuple[Draws, int]:
+    """The blocks that rows of blocks draw, by head, and how often each counts."""
     layer = SimpleNamespace(
         training=seed is not None,
         _get_single_block_row_attention=upstream.BigBirdBlockSparseAttention._get_single_block_row_attention,
@@ -150,7 +184,7 @@ def _drawn(
         draws, times = draws[:1, :, :1], draws.shape[-1]
     else:
         times = min(draws.shape[-1], 1)
-    return _blocks(tuple(tuple(map(tuple, head)) for head in draws.tolist()), block), times
+    return tuple(tuple(map(tuple, head)) for head in draws.tolist()), times
 
 
 def _upstreams_draws(layer: Any, length: int, block: int, count: int, heads: int, longest: int) -> Any:
@@ -164,12 +198,18 @@ def _upstreams_draws(layer: Any, length: int, block: int, count: int, heads: int
         ]
     ends, counts = kind._get_rand_attn_plan(length, block, count)
     return kind._bigbird_block_rand_mask_with_head(
-        layer, from_seq_length=length, to_seq_length=length, from_block_size=block, to_block_size=block,
-        num_heads=heads, plan_from_length=ends, plan_num_rand_blocks=counts,
-    )  # fmt: skip
+        layer,
+        from_seq_length=length,
+        to_seq_length=length,
+        from_block_size=block,
+        to_block_size=block,
+        num_heads=heads,
+        plan_from_length=ends,
+        plan_num_rand_blocks=counts,
+    )
 
 
-def _blocks(draws: tuple[tuple[tuple[int, ...], ...], ...], block: int) -> Pattern:
+def _blocks(draws: Draws, block: int) -> Pattern:
     """Block i + 1 of queries sees the blocks draws[head][i] of keys; the first and the last see none."""
     rows, count = len(draws[0]), len(draws[0][0])
 
@@ -215,6 +255,8 @@ class ShortInFull(nn.Module):
         limit = (5 + 2 * config.num_random_blocks) * config.block_size  # upstream's own
         if tokens is not None and tokens.shape[1] <= limit:
             kwargs[DROPOUT] = config.attention_probs_dropout_prob
+        if torch.compiler.is_compiling():
+            return forward(input_ids, *args, **kwargs)
         running = _running.set(True)
         try:
             return forward(input_ids, *args, **kwargs)
@@ -222,21 +264,30 @@ class ShortInFull(nn.Module):
             _running.reset(running)
 
     def set_attention_type(self, value: str) -> None:
-        """Not while patched. What upstream's own forward asks for at a short input, the layers do."""
-        if not _running.get():
+        """Do nothing while patched: the layers do what upstream's forward asks for at a short input."""
+        if not torch.compiler.is_compiling() and not _running.get():
             raise UnsupportedError(
                 f"set_attention_type: not of a patched BigBird wanted, got {value!r}; undo() the patch first"
             )
 
 
-class BigBirdBlockSparseAttention(BlockSparse, upstream.BigBirdBlockSparseAttention):
+class BigBirdBlockSparseAttention(Exchanged, BlockSparse, upstream.BigBirdBlockSparseAttention):
     """The layer of every encoder layer."""
 
 
 @recorded
-class BigBirdModel(ShortInFull, upstream.BigBirdModel):  # type: ignore[no-untyped-call]
+class BigBirdModel(Exchanged, ShortInFull, upstream.BigBirdModel):
     """Embeddings, encoder, pooler; arguments and outputs are upstream's."""
 
     @like(upstream.BigBirdModel.forward)
     def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         return self._run(super().forward, input_ids, *args, **kwargs)
+
+
+REPLACEMENTS = Replacements(
+    (
+        BigBirdBlockSparseAttention,
+        BigBirdModel,
+    ),
+    config_patterns.left_to_the_layer,
+)  # its last block depends on the length

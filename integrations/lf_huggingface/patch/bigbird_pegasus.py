@@ -9,20 +9,28 @@ from transformers.models.bigbird_pegasus import modeling_bigbird_pegasus as upst
 
 from lf_huggingface.patch import config_patterns
 from lf_huggingface.patch.big_bird import BlockSparse, ShortInFull
+from lf_huggingface.patch.exchanged import Exchanged
+from lf_huggingface.patch.replacements import Replacements
 from lf_huggingface.patch.upstream_checks import like, recorded
 
-native = config_patterns.left_to_the_layer
-check = config_patterns.any_will_do
 
-
-class BigBirdPegasusBlockSparseAttention(BlockSparse, upstream.BigBirdPegasusBlockSparseAttention):
+class BigBirdPegasusBlockSparseAttention(Exchanged, BlockSparse, upstream.BigBirdPegasusBlockSparseAttention):
     """The layer of every encoder layer."""
 
 
 @recorded
-class BigBirdPegasusEncoder(ShortInFull, upstream.BigBirdPegasusEncoder):  # type: ignore[no-untyped-call]
+class BigBirdPegasusEncoder(Exchanged, ShortInFull, upstream.BigBirdPegasusEncoder):
     """Embeddings and the stack of layers; arguments and outputs are upstream's."""
 
     @like(upstream.BigBirdPegasusEncoder.forward)
     def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         return self._run(super().forward, input_ids, *args, **kwargs)
+
+
+REPLACEMENTS = Replacements(
+    (
+        BigBirdPegasusBlockSparseAttention,
+        BigBirdPegasusEncoder,
+    ),
+    config_patterns.left_to_the_layer,
+)

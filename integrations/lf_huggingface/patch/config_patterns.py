@@ -52,12 +52,8 @@ def left_to_the_layer(config: Any) -> tuple[None, ...]:
     return tuple(None for _ in range(config.num_hidden_layers))
 
 
-def any_will_do(pattern: Pattern) -> None:
-    """The check of families that run any pattern."""
-
-
 def unknown_upstream(config: Any) -> list[str]:
-    """What the config asks for and transformers would not do, as words for the report."""
+    """Name what the config asks for and transformers would not do, for the report."""
     asked = {"attention_dilation": 1, "autoregressive": False}
     return [
         f"runs {name}={value!r}, which transformers ignores"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lf_huggingface.patch.token_masks import Tokens
+from lf_backend.patching.handle import mark_of
+from lf_backend.pattern.terms import Pattern
+from lf_huggingface.patch.packed_rows import PackedRow
+from lf_huggingface.patch.token_masks import TokenMasks
 
 
 class Trace(NamedTuple):
@@ -27,32 +30,45 @@ class Trace(NamedTuple):
 
 
 def run(
-    layers: Iterable[Callable[..., tuple[Tensor, ...]]],
+    layers: nn.ModuleList,
     hidden: Tensor,
-    tokens: Tokens,
+    tokens: TokenMasks,
     *,
     output_attentions: bool | None,
     output_hidden_states: bool | None,
+    unpad: bool,
     skips: Callable[[], bool] = lambda: False,
 ) -> Trace:
-    """Run hidden [B, N, E] through the layers; `skips` says whether to leave out the next one."""
+    """Run hidden [B, N, E] through the layers.
+
+    Args:
+        unpad: run without padding, in one row, where that leaves something out. Weights have no place in a
+            row, so not with `output_attentions`.
+        skips: whether to leave out the next layer.
+    """
+    row = PackedRow.of(tokens, hidden, _patterns(layers)) if unpad and not output_attentions else None
+    if row is not None:
+        tokens, hidden = row.tokens, row.pack(hidden)
     states, local, rows = [hidden], [], []
-    arguments: dict[str, Any] = {
-        "attention_mask": None,
-        "is_index_masked": tokens.padded,
-        "is_index_global_attn": tokens.global_mask,
-        "is_global_attn": tokens.global_mask is not None,
-        "output_attentions": output_attentions,
-    }
+    arguments: dict[str, Any] = {"attention_mask": tokens, "output_attentions": output_attentions}
     for layer in layers:
         found: tuple[Tensor, ...] = (hidden,) if skips() else layer(hidden, **arguments)
         hidden = found[0]
         states.append(hidden)
         local.append(found[1].transpose(1, 2) if len(found) > 1 else None)
         rows.append(found[2].transpose(2, 3) if len(found) > 2 else None)
+    if row is not None:
+        hidden = row.unpack(hidden)
+        states = [row.unpack(state) for state in states] if output_hidden_states else []
     return Trace(
         hidden,
         tuple(states) if output_hidden_states else None,
         tuple(local) if output_attentions else None,
         tuple(rows) if any(x is not None for x in rows) else None,
     )
+
+
+def _patterns(layers: nn.ModuleList) -> Iterator[Pattern]:
+    """The patterns that patched layers run."""
+    marks = (mark_of(module) for module in layers.modules())
+    return (mark.pattern for mark in marks if mark is not None and mark.pattern is not None)

@@ -6,28 +6,33 @@ changes against upstream and why the names are upstream's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.models.led import modeling_led as upstream
 
 from lf_huggingface.patch import config_patterns, encoder_loop
+from lf_huggingface.patch.exchanged import Exchanged
+from lf_huggingface.patch.replacements import Replacements
 from lf_huggingface.patch.self_attention import SparseSelfAttention
-from lf_huggingface.patch.token_masks import Tokens
+from lf_huggingface.patch.token_masks import TokenMasks
 from lf_huggingface.patch.upstream_checks import recorded
 
-native = config_patterns.of_config
-check = config_patterns.any_will_do
+if TYPE_CHECKING:
+    from lf_backend.patching import PatchMark
 
 
-class LEDEncoderSelfAttention(SparseSelfAttention, upstream.LEDEncoderSelfAttention):
+class LEDEncoderSelfAttention(Exchanged, SparseSelfAttention, upstream.LEDEncoderSelfAttention):
     """The layer of every encoder layer, with a pattern of its own."""
 
 
 @recorded
-class LEDEncoder(upstream.LEDEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class LEDEncoder(Exchanged, upstream.LEDEncoder):
     """Embeddings and the stack of layers; arguments and outputs are upstream's."""
+
+    if TYPE_CHECKING:
+        lf_mark: PatchMark
 
     def forward(
         self,
@@ -48,9 +53,10 @@ class LEDEncoder(upstream.LEDEncoder):  # type: ignore[no-untyped-call]  # its _
         trace = encoder_loop.run(
             self.layers,
             self._embedded(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds),
-            Tokens.read(attention_mask, global_attention_mask, most=None, exact=asked),
+            TokenMasks.read(attention_mask, global_attention_mask, most=None),
             output_attentions=asked,
             output_hidden_states=states,
+            unpad=self.lf_mark.unpad,
             skips=self._skips_layer,
         )
         outputs = upstream.LEDEncoderBaseModelOutput(**trace._asdict())
@@ -65,3 +71,12 @@ class LEDEncoder(upstream.LEDEncoder):  # type: ignore[no-untyped-call]  # its _
     def _skips_layer(self) -> bool:
         """LayerDrop (Fan et al. 2019, arXiv 1909.11556): leave a layer out of a training step."""
         return self.training and self.layerdrop > 0 and bool(torch.rand([]) < self.layerdrop)
+
+
+REPLACEMENTS = Replacements(
+    (
+        LEDEncoderSelfAttention,
+        LEDEncoder,
+    ),
+    config_patterns.of_config,
+)

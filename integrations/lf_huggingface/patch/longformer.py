@@ -9,31 +9,36 @@ config, `_no_split_modules`. Against upstream the model and its encoder
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers.models.longformer import modeling_longformer as upstream
 
 from lf_huggingface.patch import config_patterns, encoder_loop
+from lf_huggingface.patch.exchanged import Exchanged
+from lf_huggingface.patch.replacements import Replacements
 from lf_huggingface.patch.self_attention import SparseSelfAttention
-from lf_huggingface.patch.token_masks import NOTHING_SAID, Tokens
+from lf_huggingface.patch.token_masks import NOTHING_SAID, TokenMasks
 from lf_huggingface.patch.upstream_checks import recorded
 
-native = config_patterns.of_config
-check = config_patterns.any_will_do
+if TYPE_CHECKING:
+    from lf_backend.patching import PatchMark
 
 
-class LongformerSelfAttention(SparseSelfAttention, upstream.LongformerSelfAttention):
+class LongformerSelfAttention(Exchanged, SparseSelfAttention, upstream.LongformerSelfAttention):
     """The layer of every encoder layer, with a pattern of its own."""
 
 
-class LongformerEncoder(upstream.LongformerEncoder):
+class LongformerEncoder(Exchanged, upstream.LongformerEncoder):
     """The stack of layers."""
+
+    if TYPE_CHECKING:
+        lf_mark: PatchMark
 
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tokens = NOTHING_SAID,
+        attention_mask: TokenMasks = NOTHING_SAID,
         padding_len: int = 0,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -47,13 +52,14 @@ class LongformerEncoder(upstream.LongformerEncoder):
             attention_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            unpad=self.lf_mark.unpad,
         )
         outputs = upstream.LongformerBaseModelOutput(**trace._asdict())
         return outputs if return_dict else outputs.to_tuple()
 
 
 @recorded
-class LongformerModel(upstream.LongformerModel):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class LongformerModel(Exchanged, upstream.LongformerModel):
     """Embeddings, encoder, pooler; arguments and outputs are upstream's."""
 
     def forward(
@@ -77,12 +83,14 @@ class LongformerModel(upstream.LongformerModel):  # type: ignore[no-untyped-call
         asked = self.config.output_attentions if output_attentions is None else output_attentions
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         hidden = self.embeddings(
-            input_ids=input_ids, position_ids=position_ids, token_type_ids=token_type_ids,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-        )  # fmt: skip
+        )
         encoded = self.encoder(
             hidden,
-            attention_mask=Tokens.read(attention_mask, global_attention_mask, most=2, exact=asked),
+            attention_mask=TokenMasks.read(attention_mask, global_attention_mask, most=2),
             output_attentions=asked,
             output_hidden_states=states,
         )
@@ -90,3 +98,13 @@ class LongformerModel(upstream.LongformerModel):  # type: ignore[no-untyped-call
         if not (self.config.return_dict if return_dict is None else return_dict):
             return (encoded.last_hidden_state, pooled, *encoded.to_tuple()[1:])
         return upstream.LongformerBaseModelOutputWithPooling(pooler_output=pooled, **encoded)
+
+
+REPLACEMENTS = Replacements(
+    (
+        LongformerSelfAttention,
+        LongformerEncoder,
+        LongformerModel,
+    ),
+    config_patterns.of_config,
+)

@@ -18,17 +18,19 @@ from lf_backend.errors import PatternError
 from lf_backend.pattern.terms import Pattern, Window
 from lf_huggingface.errors import refuse_weights
 from lf_huggingface.patch import heads
+from lf_huggingface.patch.exchanged import Exchanged
+from lf_huggingface.patch.replacements import Replacements
 
 if TYPE_CHECKING:
-    from lf_backend.patching import Mark
+    from lf_backend.patching import PatchMark
 
 
-def native(config: Any) -> tuple[Pattern, ...]:
+def _native(config: Any) -> tuple[Pattern, ...]:
     """The window of every layer: `local_radius` keys on each side."""
     return tuple(Window(config.local_radius, config.local_radius) for _ in range(config.num_layers))
 
 
-def check(pattern: Pattern) -> None:
+def _check(pattern: Pattern) -> None:
     """Raise PatternError unless the pattern is one window, to whose taps the bias belongs."""
     lowered = pattern.lowered
     bounded = len(lowered.bands) == 1 and lowered.bands[0].taps() is not None
@@ -39,11 +41,11 @@ def check(pattern: Pattern) -> None:
         )
 
 
-class LongT5LocalAttention(upstream.LongT5LocalAttention):
+class LongT5LocalAttention(Exchanged, upstream.LongT5LocalAttention):
     """The layer; `position_bias` is what the first layer returns for the others."""
 
     if TYPE_CHECKING:
-        lf_mark: Mark
+        lf_mark: PatchMark
 
     def forward(
         self,
@@ -71,18 +73,23 @@ class LongT5LocalAttention(upstream.LongT5LocalAttention):
             position_bias = self._bias(pattern)
         q, k, v = (heads.split(project(hidden_states), self.n_heads) for project in (self.q, self.k, self.v))
         out = lf.attention(
-            q, k, v, pattern, key_padding=None if mask is None else self._padding(mask)[:, :length],
+            q,
+            k,
+            v,
+            pattern,
+            key_padding=None if mask is None else self._padding(mask)[:, :length],
             scale=1.0,  # T5 does not scale (Raffel et al. 2020, section 2.1)
             band_bias=None if position_bias is None else position_bias.to(q.dtype).expand(-1, -1, length, -1),
-            dropout_p=self.dropout if self.training else 0.0, backend=self.lf_mark.backend,
-        )  # fmt: skip
+            dropout_p=self.dropout if self.training else 0.0,
+            backend=self.lf_mark.backend,
+        )
         return self.o(heads.join(out)), position_bias
 
     def _bias(self, pattern: Pattern) -> Tensor:
         """[1, H, 1, taps], of the keys that each tap of the window leads to."""
         (band,) = pattern.lowered.bands
         taps = band.taps()
-        assert taps is not None and band.left is not None, "`check` has seen to it"
+        assert taps is not None and band.left is not None, "`_check` has seen to it"
         device = self.relative_attention_bias.weight.device
         steps = torch.arange(taps, device=device) - band.left
         distances = torch.tensor(band.dilations, device=device)[:, None] * steps
@@ -101,3 +108,6 @@ class LongT5LocalAttention(upstream.LongT5LocalAttention):
         size = self.block_len
         own = mask[:, 0, :, :, size : 2 * size].diagonal(dim1=-2, dim2=-1)
         return ~own.flatten(1)
+
+
+REPLACEMENTS = Replacements((LongT5LocalAttention,), _native, _check)

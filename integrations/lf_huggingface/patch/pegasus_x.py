@@ -20,18 +20,20 @@ from lf_backend.pattern.terms import Pattern
 from lf_backend.sparsity import block_local
 from lf_huggingface.errors import refuse_weights
 from lf_huggingface.patch import heads
+from lf_huggingface.patch.exchanged import Exchanged
+from lf_huggingface.patch.replacements import Replacements
 from lf_huggingface.patch.upstream_checks import like, recorded
 
 if TYPE_CHECKING:
-    from lf_backend.patching import Mark
+    from lf_backend.patching import PatchMark
 
 
-def native(config: Any) -> tuple[Pattern, ...]:
+def _native(config: Any) -> tuple[Pattern, ...]:
     """Blocks of tokens, in every layer; the global tokens come on top."""
     return tuple(block_local(config.block_size) for _ in range(config.encoder_layers))
 
 
-def check(pattern: Pattern) -> None:
+def _check(pattern: Pattern) -> None:
     """Raise PatternError if the pattern has global tokens: the model has its own."""
     if pattern.lowered.positions:
         raise PatternError(
@@ -40,11 +42,11 @@ def check(pattern: Pattern) -> None:
         )
 
 
-class PegasusXGlobalLocalAttention(upstream.PegasusXGlobalLocalAttention):
+class PegasusXGlobalLocalAttention(Exchanged, upstream.PegasusXGlobalLocalAttention):
     """The layer of every encoder layer."""
 
     if TYPE_CHECKING:
-        lf_mark: Mark
+        lf_mark: PatchMark
 
     def forward(
         self,
@@ -71,18 +73,35 @@ class PegasusXGlobalLocalAttention(upstream.PegasusXGlobalLocalAttention):
             heads.split(project(x), self.num_heads) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         out = lf.attention(
-            q, k, v, pattern, key_padding=padding, global_mask=is_global, scale=self.scaling,
-            dropout_p=self.dropout if self.training else 0.0, backend=self.lf_mark.backend,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            pattern,
+            key_padding=padding,
+            global_mask=is_global,
+            scale=self.scaling,
+            dropout_p=self.dropout if self.training else 0.0,
+            backend=self.lf_mark.backend,
+        )
         tokens, global_tokens = self.out_proj(heads.join(out)).split([length, count], dim=1)
         return tokens, global_tokens, None
 
 
 @recorded
-class PegasusXEncoder(upstream.PegasusXEncoder):  # type: ignore[no-untyped-call]  # its __init_subclass__
+class PegasusXEncoder(Exchanged, upstream.PegasusXEncoder):
     """The stack of layers; says no to weights that nobody forms."""
 
     @like(upstream.PegasusXEncoder.forward)
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         refuse_weights(kwargs.get("output_attentions", self.config.output_attentions), "PegasusX")
         return super().forward(*args, **kwargs)
+
+
+REPLACEMENTS = Replacements(
+    (
+        PegasusXGlobalLocalAttention,
+        PegasusXEncoder,
+    ),
+    _native,
+    _check,
+)
