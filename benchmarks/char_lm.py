@@ -1,4 +1,4 @@
-"""What the paper says about windows of a character language model, at the scale of one core.
+"""The paper's claims about windows of a character language model, at the scale of one core.
 
     python -m benchmarks.char_lm --save char-lm
 
@@ -54,10 +54,19 @@ def size(name: str, updates: int) -> phases.Size:
     """Phase 1 of the recipe's smallest model, under one of the schedules."""
     schedule = schedules()[name]
     return phases.Size(
-        name=name, arch="longformer_lm_laptop", schedule=lambda phase: schedule, lengths=(LENGTH,),
-        batches=(BATCH,), sequences=(BATCH,), updates=(updates,), learning_rate=RATE, evaluation=EVALUATION,
-        validation=updates, look=0, block=0,
-    )  # fmt: skip
+        name=name,
+        arch="longformer_lm_laptop",
+        schedule=lambda phase: schedule,
+        lengths=(LENGTH,),
+        batches=(BATCH,),
+        sequences=(BATCH,),
+        updates=(updates,),
+        learning_rate=RATE,
+        evaluation=EVALUATION,
+        validation=updates,
+        look=0,
+        block=0,
+    )
 
 
 def run(name: str, seed: int, updates: int, data: Path, work: Path, progress: Progress) -> Iterator[Row]:

@@ -19,17 +19,23 @@ from torch import Tensor
 import lf_backend as lf
 from benchmarks import peers, record
 from benchmarks.record import Row
+from lf_backend.backend import Call
+from lf_backend.dispatch import registry
 from lf_backend.measure import Timing, interleaved, peak_bytes
 from lf_backend.pattern.block_map import block_map
 
 LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
 BASE = lf.conventions.huggingface(WINDOW)
 MATRIX = 2048
+QUICK = {
+    "LENGTH": 512, "WINDOW": 64, "HEADS": 2, "HEAD_DIM": 16, "MATRIX": 64, "LONG": 1024,
+    "BASE": lf.conventions.huggingface(64),
+}  # fmt: skip
+LONG = 65536
 
 
 def main() -> None:
-    parser = record.parser(__doc__, SECTIONS, repeats=9)
-    options = parser.parse_args()
+    options = record.parsed(record.parser(__doc__, SECTIONS, repeats=9), globals(), QUICK)
     record.report(options, SECTIONS, lambda section: section(options.repeats))
 
 
@@ -50,7 +56,7 @@ def attention(repeats: int) -> Iterator[Row]:
 
 
 def backends(repeats: int) -> Iterator[Row]:
-    """The same work on every registered backend that can run it; the chosen one is called lf_backend."""
+    """Time every registered backend that can run the work; the chosen one is called lf_backend."""
     for word, kind in (("forward", _forward), ("forward + backward", _both)):
         runs = {name: kind(run) for name, run in _backends().items()}
         _check_equal(runs)
@@ -73,7 +79,7 @@ def variants(repeats: int) -> Iterator[Row]:
             yield {
                 "work": word,
                 "name": name,
-                **_times(time),
+                **record.timed(time),
                 "time / plain": time.median / times["plain"].median,
             }
 
@@ -88,7 +94,7 @@ def module(repeats: int) -> Iterator[Row]:
     def forward(layer: torch.nn.Module) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with torch.no_grad():
-                return layer(hidden, **arguments)[0]  # type: ignore[no-any-return]
+                return layer(hidden, **arguments)[0]
 
         return run
 
@@ -125,7 +131,7 @@ def short(repeats: int) -> Iterator[Row]:
 
         def run(ids: Tensor = ids) -> Tensor:
             with torch.no_grad():
-                return model(ids).last_hidden_state  # type: ignore[no-any-return]
+                return model(ids).last_hidden_state
 
         stock = run()
         times = {"Hugging Face": interleaved({"run": run}, repeats)["run"]}
@@ -137,11 +143,13 @@ def short(repeats: int) -> Iterator[Row]:
 
 def memory(repeats: int) -> Iterator[Row]:
     """Peak of forward + backward over the bytes of q, k, v, out and their gradients."""
-    big_bird = lf.sparsity.big_bird(65536)
+    big_bird = lf.sparsity.big_bird(LONG)
     for name, pattern, length in (
-        ("window", BASE, 16384), ("window", BASE, 65536), ("BigBird", big_bird, 16384),
-        ("BigBird", big_bird, 32768),
-    ):  # fmt: skip
+        ("window", BASE, LONG // 4),
+        ("window", BASE, LONG),
+        ("BigBird", big_bird, LONG // 4),
+        ("BigBird", big_bird, LONG // 2),
+    ):
         inputs = _inputs(torch.float32, True, length)
 
         def run(inputs: list[Tensor] = inputs, pattern: lf.Pattern = pattern) -> Any:
@@ -169,9 +177,40 @@ def sparse(repeats: int) -> Iterator[Row]:
             yield from _rows(f"{name}, {word}", interleaved(runs, repeats), None)
 
 
+def decode(repeats: int) -> Iterator[Row]:
+    """One query beside a window of 1,024 of 4,096 keys, against PyTorch's fused attention on those keys."""
+    window = LENGTH // 4
+    q, k, v = (torch.randn(1, HEADS, length, HEAD_DIM) for length in (1, LENGTH, LENGTH))
+    near_k, near_v = k[:, :, -window:], v[:, :, -window:]
+    runs: dict[str, Callable[[], Tensor]] = {
+        "lf_backend": lambda: lf.attention(q, k, v, lf.Window.causal(window)),
+        "fused attention": lambda: torch.nn.functional.scaled_dot_product_attention(q, near_k, near_v),
+    }
+    with torch.no_grad():
+        _check_equal(runs)
+        yield from _rows("one query", interleaved(runs, 100 * repeats), None)
+
+
+def overhead(repeats: int) -> Iterator[Row]:
+    """What a small call costs besides its backend: 2 heads x 8 tokens x 64, float32."""
+    q, k, v = torch.randn(3, 1, 2, 8, 64)
+    pattern, leaf = lf.Window(4, 4), q.clone().requires_grad_()
+    padding = torch.zeros(1, 8, dtype=torch.bool)
+    call = Call(q, k, v, pattern.lowered, None, None, None, 64**-0.5, None, 0.0, None)
+    backend = registry.get(lf.explain(q, k, v, pattern).chosen or "")
+    runs: dict[str, Callable[[], object]] = {
+        "backend alone": lambda: backend.forward(call),
+        "lf_backend": lambda: lf.attention(q, k, v, pattern),
+        "lf_backend, key_padding": lambda: lf.attention(q, k, v, pattern, key_padding=padding),
+        "lf_backend, forward of a gradient": lambda: lf.attention(leaf, k, v, pattern),
+        "dense SDPA (no window)": lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v),
+    }
+    yield from _rows("one call", interleaved(runs, 500 * repeats), None)
+
+
 def maps(repeats: int) -> Iterator[Row]:
     """A block map from bounds against one forward of the same pattern, N 65,536."""
-    length = 65536
+    length = LONG
     q, k, v = _inputs(torch.float32, False, length)
     patterns = {
         "BigBird": lf.sparsity.big_bird(length),
@@ -191,7 +230,7 @@ def maps(repeats: int) -> Iterator[Row]:
 
         times = interleaved({"map": make, "forward": run}, min(repeats, 3), warmup=1)
         share = times["map"].median / times["forward"].median
-        yield {"work": name, "name": "map", **_times(times["map"]), "time / forward": share}
+        yield {"work": name, "name": "map", **record.timed(times["map"]), "time / forward": share}
 
 
 SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
@@ -201,14 +240,16 @@ SECTIONS: dict[str, Callable[[int], Iterator[Row]]] = {
     "short": short,
     "memory": memory,
     "sparse": sparse,
+    "decode": decode,
+    "overhead": overhead,
     "maps": maps,
     "backends": backends,
 }
 
 
-def _inputs(dtype: torch.dtype, grad: bool, length: int = LENGTH) -> list[Tensor]:
+def _inputs(dtype: torch.dtype, grad: bool, length: int | None = None) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shape = (1, length, HEADS, HEAD_DIM)
+    shape = (1, length or LENGTH, HEADS, HEAD_DIM)
     drawn = [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
     return [x.transpose(1, 2).requires_grad_(grad) for x in drawn]
 
@@ -290,16 +331,12 @@ def _rows(work: str, times: Mapping[str, Timing], flops: float | None) -> Iterat
         row: Row = {
             "work": work,
             "name": name,
-            **_times(time),
-            "times faster": time.median / times["lf_backend"].median,
+            **record.timed(time),
+            "times as long": time.median / times["lf_backend"].median,
         }
         if flops is not None and product is not None and "dense" not in name and name != "matrix product":
             row["share"] = (flops / time.median) / (2 * MATRIX**3 / product.median)
         yield row
-
-
-def _times(time: Timing) -> Row:
-    return {"ms": time.median * 1e3, "p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
 
 
 if __name__ == "__main__":

@@ -87,10 +87,15 @@ def _model(layers: int, attention_dropout: float) -> Any:
     """Pre-norm, 8 heads, 512 wide, as fairseq builds `transformer_lm` with these sizes."""
     torch.manual_seed(0)
     args = Namespace(
-        decoder_layers=layers, decoder_embed_dim=512, decoder_ffn_embed_dim=2048, decoder_attention_heads=8,
-        dropout=0.0, attention_dropout=attention_dropout, share_decoder_input_output_embed=True,
+        decoder_layers=layers,
+        decoder_embed_dim=512,
+        decoder_ffn_embed_dim=2048,
+        decoder_attention_heads=8,
+        dropout=0.0,
+        attention_dropout=attention_dropout,
+        share_decoder_input_output_embed=True,
         max_target_positions=2 * LENGTH,
-    )  # fmt: skip
+    )
     base_lm_architecture(args)
     words = _dictionary()
     task = SimpleNamespace(source_dictionary=words, target_dictionary=words)
@@ -114,7 +119,7 @@ def _training_step(model: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
         model.zero_grad()
         out = model(tokens[:, :-1])[0]
         loss = nn.functional.cross_entropy(out[0], tokens[0, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     return run
@@ -147,7 +152,7 @@ def _step(model: Any, context: int) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
             state = {name: dict(kept) if isinstance(kept, dict) else kept for name, kept in filled.items()}
-            return model.decoder(tokens, incremental_state=state)[0]  # type: ignore[no-any-return]
+            return model.decoder(tokens, incremental_state=state)[0]
 
     return run
 

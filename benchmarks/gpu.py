@@ -1,10 +1,13 @@
 """Everything to be known about the Triton backend on a GPU: `python -m benchmarks.gpu --out DIR`.
 
-First the conformance kit on the device, each case twice and bit-equal, in memory filled with NaN. Then the
-tables, against what is installed of FlexAttention, FlashAttention-2's window (torch's own operator),
-xformers, dense SDPA, cuDNN and Hugging Face's layer, in turn in one process, and no time before the results
-are equal. A section is kept as DIR/SECTION.json and skipped when it is there, so that a run that was cut goes
-on. With `--toy`, and TRITON_INTERPRET=1, the same code runs on a CPU, small and without meaning.
+Sections come in the order of their worth, for a GPU that may be gone at any minute. First the conformance
+kit's cases of the main path on the device, each case twice and bit-equal, in memory filled with NaN. Then
+each kernel alone, in the sizes that ship and in others, beside what the model says of it (`gpu_model`), which
+no GPU has calibrated yet. Then the tables, against what is installed of FlexAttention, FlashAttention-2's
+window (torch's own operator), xformers, dense SDPA, cuDNN and Hugging Face's layer, in turn in one process,
+and no time before the results are equal. A section is kept as DIR/SECTION.json and skipped when it is there,
+so that a run that was cut goes on. With `--toy`, and TRITON_INTERPRET=1, the same code runs on a CPU, small
+and without meaning.
 
 TFLOP/s count visible pairs only, 4 D forward and 10 D backward per pair and head; `share` is of a large
 product of matrices in bfloat16, or for decoding of a copy.
@@ -20,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,12 @@ from torch import Tensor
 
 import lf_backend as lf
 from benchmarks import peers, record
+from benchmarks.gpu_model import PRODUCTS, WINDOWS, modelled
 from benchmarks.record import Row
+from benchmarks.tune import MODELLED, run_of, window_call
+from lf_backend.backends.triton import devices
+from lf_backend.backends.triton.tuning import Tiles, TilesRow, Wanted
+from lf_backend.errors import BuildError
 from lf_backend.measure import Timing, interleaved, peak_bytes
 
 Maker = Callable[[lf.Pattern, int, torch.device], peers.Attention]
@@ -117,7 +126,9 @@ class Bench:
         many = {name: partial(_many, run, 1 if self.toy else CALLS) for name, run in runs.items()}
         timings = interleaved(many, 1 if self.toy else self.repeats, warmup=1)
         count = 1 if self.toy else CALLS
-        return {n: Timing(t.median / count, t.p20 / count, t.p80 / count) for n, t in timings.items()}
+        return {
+            n: Timing(t.median / count, t.p20 / count, t.p80 / count, t.drift) for n, t in timings.items()
+        }
 
     def product(self) -> float:
         """FLOP/s of a large matrix product in bfloat16."""
@@ -135,17 +146,26 @@ class Bench:
         rate = self.product()
         for name, time in times.items():
             yield {
-                "work": word, "name": name, "ms": time.median * 1e3, "p20": time.p20 * 1e3,
-                "p80": time.p80 * 1e3, "TFLOP/s": flops / time.median / 1e12,
+                "work": word, "name": name, **record.timed(time), "TFLOP/s": flops / time.median / 1e12,
                 "share": flops / time.median / rate,
-                "times faster": time.median / times["lf_backend"].median,
+                "times as long": time.median / times["lf_backend"].median,
             }  # fmt: skip
+
+
+def main_path(bench: Bench) -> Iterator[Row]:
+    """The kit's windows, padding and global tokens on the device, in bfloat16."""
+    cases = "window or causal or padding or projections or (global and tokens)"
+    yield from _kit(bench, f"test_case and triton and cuda and bfloat16 and ({cases})")
 
 
 def conformance(bench: Bench) -> Iterator[Row]:
     """The kit on the device, in all dtypes that the backend claims there, and what only a GPU can show."""
+    yield from _kit(bench, "(triton and cuda) or test_gpu")
+
+
+def _kit(bench: Bench, chosen: str) -> Iterator[Row]:
     tests = str(Path(__file__).parents[1] / "tests" / "gpu")
-    chosen = "(triton and cuda) or test_gpu" if bench.device.type == "cuda" else "window-float32-cpu-triton"
+    chosen = chosen if bench.device.type == "cuda" else "window-float32-cpu-triton"
     command = [sys.executable, "-m", "pytest", "-q", "--tb=line", tests, "--pyargs", "lf_backend.testing"]
     command += ["-k", chosen, "--hypothesis-profile=few"]  # each random case is compiled
     if bench.device.type == "cuda" and importlib.util.find_spec("xdist"):  # hundreds of kernels to compile
@@ -154,6 +174,38 @@ def conformance(bench: Bench) -> Iterator[Row]:
     yield {"passed": done.returncode == 0, "said": done.stdout.strip().splitlines()[-1]}
     if done.returncode:
         raise SystemExit(done.stdout[-8000:])
+
+
+def sizes(bench: Bench) -> Iterator[Row]:
+    """Kernels alone, for windows of 256 + 256 and causal 1,024: sizes that ship, others, and the model."""
+    device = devices.of(bench.device)
+    for (left, right), dims, kernel in product(WINDOWS, (64, 128), PRODUCTS):
+        work = bench.scaled(Work(lf.Window(left, right), batch=1, head_dim=dims))
+        wanted = Wanted(kernel, work.head_dim, work.dtype.itemsize, left + right, False)
+        ships = device.tiles(wanted)
+        call = window_call(work.tensors(bench.device, False), work.pattern)
+        tried = dict.fromkeys([ships, *([] if bench.toy else map(Tiles._make, MODELLED[kernel]))])
+        runs = {tiles: run_of(call, device, kernel, tiles) for tiles in tried}
+        able = {tiles: run for tiles, run in runs.items() if _runs(run)}
+        times = bench.time({str(tiles): run for tiles, run in able.items()})
+        for tiles in able:
+            seconds = times[str(tiles)].median
+            row = TilesRow(device.arch, kernel, dims, 2, left + right, False, tiles, "")
+            said = None if bench.toy else modelled(row, (left, right))
+            measured = work.flops(2 * PRODUCTS[kernel]) / seconds / 1e12
+            title = f"{kernel} {tuple(tiles)}{' ships' if tiles == ships else ''}"
+            yield {
+                "work": f"{left} + {right}, D {dims}", "name": title, "TFLOP/s": measured, "modelled": said,
+                "over the model": said and measured / said,
+            }  # fmt: skip
+
+
+def _runs(run: Run) -> bool:
+    try:
+        run()
+    except BuildError:
+        return False
+    return True
 
 
 def causal(bench: Bench) -> Iterator[Row]:
@@ -175,19 +227,25 @@ def two_sided(bench: Bench) -> Iterator[Row]:
 
 def globals_(bench: Bench) -> Iterator[Row]:
     """Time calls with global tokens; figures are ratios to none."""
-    yield from _relative(bench, {
-        f"{count} global tokens": Work(lf.Window(256, 256) | lf.Global(*range(count)), batch=1)
-        for count in (0, 1, 16, 64)
-    })  # fmt: skip
+    yield from _relative(
+        bench,
+        {
+            f"{count} global tokens": Work(lf.Window(256, 256) | lf.Global(*range(count)), batch=1)
+            for count in (0, 1, 16, 64)
+        },
+    )
 
 
 def dilation(bench: Bench) -> Iterator[Row]:
     """Time dilated windows, 256 + 256; figures are ratios to an undilated one."""
-    yield from _relative(bench, {
-        "none": Work(lf.Window(256, 256)),
-        "4, all heads": Work(lf.Window(256, 256, dilation=4)),
-        "4, 2 of 12 heads": Work(lf.Window(256, 256, dilation=(1,) * 10 + (4,) * 2)),
-    })  # fmt: skip
+    yield from _relative(
+        bench,
+        {
+            "none": Work(lf.Window(256, 256)),
+            "4, all heads": Work(lf.Window(256, 256, dilation=4)),
+            "4, 2 of 12 heads": Work(lf.Window(256, 256, dilation=(1,) * 10 + (4,) * 2)),
+        },
+    )
 
 
 def layer(bench: Bench) -> Iterator[Row]:
@@ -243,8 +301,8 @@ def long(bench: Bench) -> Iterator[Row]:
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
-    "conformance": conformance, "causal": causal, "two-sided": two_sided, "globals": globals_,
-    "dilation": dilation, "layer": layer, "decode": decode, "long": long,
+    "main-path": main_path, "sizes": sizes, "layer": layer, "causal": causal, "two-sided": two_sided,
+    "decode": decode, "globals": globals_, "dilation": dilation, "conformance": conformance, "long": long,
 }  # fmt: skip
 
 

@@ -48,9 +48,15 @@ def longformer(repeats: int, layers: int) -> Iterator[Row]:
 def led(repeats: int, layers: int) -> Iterator[Row]:
     """LED-base's encoder, N 16,384, window 1,024, forward, float32."""
     config = transformers.LEDConfig(
-        attention_window=[1024] * layers, encoder_layers=layers, decoder_layers=1, d_model=768,
-        encoder_attention_heads=12, decoder_attention_heads=12, encoder_ffn_dim=3072, decoder_ffn_dim=3072,
-    )  # fmt: skip
+        attention_window=[1024] * layers,
+        encoder_layers=layers,
+        decoder_layers=1,
+        d_model=768,
+        encoder_attention_heads=12,
+        decoder_attention_heads=12,
+        encoder_ffn_dim=3072,
+        decoder_ffn_dim=3072,
+    )
     stock = _seeded(transformers.LEDModel, config).encoder
     patched = copy.deepcopy(stock)
     lf.patch(patched)
@@ -103,9 +109,14 @@ def modernbert(repeats: int, layers: int) -> Iterator[Row]:
 def decoding(repeats: int, layers: int) -> Iterator[Row]:
     """One token, window 1,024 and 4 sinks: WindowCache against SDPA on a cache of everything."""
     config = transformers.LlamaConfig(
-        vocab_size=128, hidden_size=1024, intermediate_size=64, num_hidden_layers=1, num_attention_heads=16,
-        num_key_value_heads=16, max_position_embeddings=2 * CONTEXT,
-    )  # fmt: skip
+        vocab_size=128,
+        hidden_size=1024,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        max_position_embeddings=2 * CONTEXT,
+    )
     config.lf_attention = f"window({WINDOW - 1}, 0) | global(0, 1, 2, 3)"
     stock = _seeded(transformers.LlamaModel, config, "sdpa")
     ours = copy.deepcopy(stock)
@@ -148,7 +159,7 @@ def _batch(length: int, is_global: bool) -> dict[str, Tensor]:
 def _forward(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
-            return model(**batch)[0]  # type: ignore[no-any-return]
+            return model(**batch)[0]
 
     return run
 
@@ -157,7 +168,7 @@ def _step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Tensor]:
     def run() -> Tensor:
         model.zero_grad()
         out: Tensor = model(**batch)[0]
-        out.square().mean().backward()  # type: ignore[no-untyped-call]
+        out.square().mean().backward()
         return torch.cat([x.grad.flatten() for x in model.parameters() if x.grad is not None])
 
     return run
@@ -186,7 +197,7 @@ def _filled(cache: Any, context: int) -> Any:
 def _token(model: nn.Module, cache: Any) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
-            return model(torch.tensor([[7]]), past_key_values=cache)[0]  # type: ignore[no-any-return]
+            return model(torch.tensor([[7]]), past_key_values=cache)[0]
 
     return run
 

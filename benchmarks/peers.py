@@ -40,7 +40,7 @@ def longformer_layer(window: int, heads: int, head_dim: int) -> nn.Module:
         num_attention_heads=heads,
         attention_probs_dropout_prob=0.0,
     )
-    return LongformerSelfAttention(config, 0)  # type: ignore[no-untyped-call]
+    return LongformerSelfAttention(config, 0)
 
 
 def layer_arguments(batch: int, length: int, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -139,19 +139,43 @@ def flash(pattern: Pattern, length: int, device: torch.device | str = "cuda") ->
         def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
             out, lse, seed, unused, _ = torch.ops.aten._flash_attention_forward(
-                q, k, v, None, None, q.shape[1], k.shape[1], 0.0, False, False,
-                window_size_left=reach[0], window_size_right=reach[1],
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                None,
+                None,
+                q.shape[1],
+                k.shape[1],
+                0.0,
+                False,
+                False,
+                window_size_left=reach[0],
+                window_size_right=reach[1],
+            )
             ctx.save_for_backward(q, k, v, out, lse, seed, unused)
-            return out.transpose(1, 2)  # type: ignore[no-any-return]
+            return out.transpose(1, 2)
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Any:
             q, k, v, out, lse, seed, unused = ctx.saved_tensors
             grads = torch.ops.aten._flash_attention_backward(
-                grad.transpose(1, 2), q, k, v, out, lse, None, None, q.shape[1], k.shape[1], 0.0, False,
-                seed, unused, window_size_left=reach[0], window_size_right=reach[1],
-            )  # fmt: skip
+                grad.transpose(1, 2),
+                q,
+                k,
+                v,
+                out,
+                lse,
+                None,
+                None,
+                q.shape[1],
+                k.shape[1],
+                0.0,
+                False,
+                seed,
+                unused,
+                window_size_left=reach[0],
+                window_size_right=reach[1],
+            )
             return tuple(x.transpose(1, 2) for x in grads)
 
     return Flash.apply

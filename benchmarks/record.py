@@ -16,10 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 import lf_backend
-from lf_backend.measure import Function, Timing, peak_bytes
+from lf_backend.measure import Function, Timing, machine_load, peak_bytes
 
 Row = dict[str, Any]
 Section = Callable[..., Iterable[Row]]
+NOISY = 0.1  # share by which a time may drift
+WORDS = ("work", "name", "situation")  # columns of text
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -29,6 +31,7 @@ def environment() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "load": machine_load(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "lf_backend": lf_backend.__version__,
@@ -44,23 +47,62 @@ def parser(doc: str | None, sections: Iterable[str], repeats: int) -> argparse.A
     found.add_argument("--repeats", type=int, default=repeats, help="timed rounds of each section")
     found.add_argument("--threads", type=int, default=torch.get_num_threads())
     found.add_argument("--only", choices=sections, action="append", help="sections, all by default")
-    found.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
+    found.add_argument("--save", metavar="NAME", help="write NAME.json")
+    found.add_argument(
+        "--resume", action="store_true", help="keep sections that NAME.json has of this commit"
+    )
+    found.add_argument("--out", type=Path, default=RESULTS, help="its folder, benchmarks/results by default")
     return found
+
+
+def parsed(
+    parser: argparse.ArgumentParser, module: dict[str, Any], quick: Mapping[str, Any]
+) -> argparse.Namespace:
+    """Parse the command line; for `--quick`, one round of the module's work at other sizes.
+
+    Args:
+        module: the globals of the benchmark.
+        quick: names among these, and their values for `--quick`.
+    """
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: shows that it all runs")
+    options = parser.parse_args()
+    if options.quick and options.save:
+        raise SystemExit("--save: no --quick wanted, whose times say nothing")
+    if options.quick:
+        options.repeats = 1
+        module.update(quick)
+    return options
 
 
 def report(
     options: argparse.Namespace, sections: Mapping[str, Section], run: Callable[[Section], Iterable[Row]]
 ) -> None:
-    """Run the sections that were asked for; print their tables, and save all rows."""
+    """Run the sections that were asked for; print their tables, and save all rows, after each."""
+    if options.resume and not options.save:
+        raise SystemExit("--resume: the --save wanted that was interrupted, got none")
     torch.set_num_threads(options.threads)
-    console, rows = Console(width=120), list[Row]()
-    console.print(environment())
+    console, here = Console(width=120), environment()
+    rows = _saved(options.out / f"{options.save}.json", here) if options.resume else []
+    done = {row["section"] for row in rows}
+    console.print(here)
     for name in options.only or sections:
+        if name in done:
+            console.print(f"{name}: kept")
+            continue
         found = list(run(sections[name]))
         rows += [{"section": name, **row} for row in found]
         console.print(table(f"{name}: {(sections[name].__doc__ or '').strip()}", found))
-    if options.save:
-        console.print(f"saved {save(options.save, rows)}")
+        if options.save:
+            console.print(f"saved {save(options.save, rows, options.out)}")
+
+
+def _saved(path: Path, here: dict[str, Any]) -> list[Row]:
+    """Return what was saved before, on this machine and of this commit; of others nothing is kept."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text("utf8"))
+    same = all(found["environment"].get(name) == here[name] for name in here if name != "load")
+    return list(found["rows"]) if same else []
 
 
 def by_layers(doc: str | None, sections: Mapping[str, Section], layers: int) -> None:
@@ -78,9 +120,14 @@ def by_layers(doc: str | None, sections: Mapping[str, Section], layers: int) -> 
 def compared(work: str, times: Mapping[str, Timing], unit: str) -> Iterator[Row]:
     """Times of the same work, and how many times as long as `unit` each takes."""
     for name, time in times.items():
-        row: Row = {"work": work, "name": name, "ms": time.median * 1e3}
-        row |= {"p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
+        row = {"work": work, "name": name, **timed(time)}
         yield {**row, "times as long": time.median / times[unit].median}
+
+
+def timed(time: Timing) -> Row:
+    """Columns of a time. It is noisy if it drifted by more than a tenth while it was taken."""
+    row: Row = {"ms": time.median * 1e3, "p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
+    return {**row, "noisy": True} if time.drift > NOISY else row
 
 
 def peaks(work: str, runs: Mapping[str, Function], stock: str) -> Iterator[Row]:
@@ -103,7 +150,7 @@ def table(title: str, rows: list[Row]) -> Table:
     found = Table(title=title, title_justify="left")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        found.add_column(column, justify="left" if column in ("work", "name") else "right")
+        found.add_column(column, justify="left" if column in WORDS else "right")
     for row in rows:
         found.add_row(
             *(f"{row[c]:.2f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns)

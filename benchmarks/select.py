@@ -1,4 +1,4 @@
-"""Which backend is the fastest for which call: `python -m benchmarks.select` writes
+"""The fastest backend for each kind of call: `python -m benchmarks.select` writes
 `lf_backend/measured.json`, by which calls are then given to backends (`lf_backend/measured.py`).
 
 Twelve heads of 64, one example, on the device at hand; rows of other devices stay as they are. All backends
@@ -105,9 +105,15 @@ def _check_equal(runs: dict[str, Callable[[], Tensor]]) -> None:
 def _row(problem: Problem, device: torch.device, timings: dict[str, Timing]) -> measured.MeasuredCall:
     times = {name: float(f"{timing.median * 1e3:.3g}") for name, timing in timings.items()}
     return measured.MeasuredCall(
-        device.type, problem.dtype, Feature.BACKWARD in problem.features, problem.queries, problem.keys,
-        problem.window, problem.coverage, tuple(sorted(times.items(), key=lambda item: item[1])),
-    )  # fmt: skip
+        device.type,
+        problem.dtype,
+        Feature.BACKWARD in problem.features,
+        problem.queries,
+        problem.keys,
+        problem.window,
+        problem.coverage,
+        tuple(sorted(times.items(), key=lambda item: item[1])),
+    )
 
 
 if __name__ == "__main__":
