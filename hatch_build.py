@@ -34,10 +34,11 @@ LIBRARY = NATIVE / "lf_native.so"
 # Of the processor's family: name of each instruction set, and what the compiler must be told for it.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-AMX = [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]
-X86 = {"avx2": AVX2, "avx512": AVX512, "amx": AMX}
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
+AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
+X86 = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512_BF16, "amx": AMX}
 NEON: dict[str, list[str]] = {"neon": []}
-YOUNG = {"amx"}  # left out where the compiler does not know it
+YOUNG = {"avx512bf16", "amx"}  # left out where the compiler does not know them
 UNITS = {"x86_64": X86, "amd64": X86, "aarch64": NEON, "arm64": NEON}
 
 # Products and sums are fused where the source has both, on all compilers alike; no other "fast math".

@@ -31,6 +31,11 @@ bool has_tiles() {
     return false;
 #endif
 }
+
+#if defined(LF_AVX512BF16)
+// Whether dot products of bfloat16 pay: on processors of Intel they have half the rate of float32's, twice on others.
+bool has_fast_dots() { return __builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"); }
+#endif
 #endif
 
 // Best first. Nothing but this asks the processor what it can.
@@ -44,6 +49,9 @@ const Choice* choices() {
     static const Choice found[] = {
 #if defined(LF_AMX)
         {&lf::amx::unit, wide && some && has_tiles()},
+#endif
+#if defined(LF_AVX512BF16)
+        {&lf::avx512bf16::unit, wide && some && has_fast_dots()},
 #endif
         {&lf::avx512::unit, wide && some}, {&lf::avx2::unit, some}, {nullptr, false}};
 #elif defined(__aarch64__)

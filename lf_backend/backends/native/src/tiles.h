@@ -1,7 +1,7 @@
-// Products of bfloat16 in tiles of the processor's matrix unit (AMX), with sums in float32.
+// Products of bfloat16 by pairs, with sums in float32: in tiles of the matrix unit (amx.h), or in vectors (dots.h).
 //
-// A tile of `a` is 16 rows of 32 elements, one of `b` 32 rows of 16 columns, two rows to a word. So operands lie
-// in memory as
+// A tile of `a` is TILE_ROWS rows of 32 elements, one of `b` 32 rows of 16 columns, two rows to a word. So operands
+// lie in memory as
 //
 //     rows     [n][depth]               keys and values, as they are stored
 //     turned   [n / 32][depth][32]      the same by columns, in blocks of 32 rows
@@ -12,78 +12,28 @@
 #pragma once
 
 #include "call.h"
+#if defined(__AMX_BF16__)
+#include "amx.h"
+#elif defined(__AVX512BF16__)
+#include "dots.h"
+#endif
 #include "products.h"
 
 namespace lf::LF_SET {
 
 using Half = uint16_t;  // the bits of a bfloat16
 
-constexpr int SIDE = 16, DEEP = 32;  // rows or columns of a tile; elements of a row of `a`
+constexpr int SIDE = 16, DEEP = 32;  // columns of a tile, and the most that it has of rows; elements of a row of `a`
 
 LF_INLINE int64_t whole(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 constexpr bool TILES = true;
-
-// Tiles of a thread: all of full size. They are state that is saved at each switch until they are released.
-class TileState {
-  public:
-    TileState() {
-        struct {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-        } all;
-        _tile_loadconfig(&all);
-    }
-    ~TileState() { _tile_release(); }
-    TileState(const TileState&) = delete;
-};
-
-// Sums of R x N tiles, in tiles 0 to 3; factors are in 4 and 5 (a), 6 and 7 (b).
-template <int R, int N> struct TileSums {
-    static LF_INLINE void clear() {
-        _tile_zero(0);
-        if constexpr (N == 2) _tile_zero(1);
-        if constexpr (R == 2) _tile_zero(2);
-        if constexpr (R == 2 && N == 2) _tile_zero(3);
-    }
-
-    static LF_INLINE void read(const float* from, int64_t stride) {
-        _tile_loadd(0, from, stride * 4);
-        if constexpr (N == 2) _tile_loadd(1, from + SIDE, stride * 4);
-        if constexpr (R == 2) _tile_loadd(2, from + SIDE * stride, stride * 4);
-        if constexpr (R == 2 && N == 2) _tile_loadd(3, from + SIDE * stride + SIDE, stride * 4);
-    }
-
-    static LF_INLINE void write(float* to, int64_t stride) {
-        _tile_stored(0, to, stride * 4);
-        if constexpr (N == 2) _tile_stored(1, to + SIDE, stride * 4);
-        if constexpr (R == 2) _tile_stored(2, to + SIDE * stride, stride * 4);
-        if constexpr (R == 2 && N == 2) _tile_stored(3, to + SIDE * stride + SIDE, stride * 4);
-    }
-
-    // Adds a @ b for 32 elements of depth: rows of `a` are `a_stride` apart, pairs of rows of b `b_stride` words.
-    static LF_INLINE void add(const Half* a, int64_t a_stride, const Half* b, int64_t b_stride) {
-        _tile_loadd(4, a, a_stride * 2);
-        _tile_loadd(6, b, b_stride * 4);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (N == 2) {
-            _tile_loadd(7, b + 2 * SIDE, b_stride * 4);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-        if constexpr (R == 2) {
-            _tile_loadd(5, a + SIDE * a_stride, a_stride * 2);
-            _tile_dpbf16ps(2, 5, 6);
-            if constexpr (N == 2) _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-};
 
 // Calls body(count of tiles, first row) for pairs of tiles of rows, and at the end for one if that is enough.
 template <class Body> LF_INLINE void for_tile_pairs(int64_t rows, Body body) {
     int64_t first = 0;
-    for (; first + SIDE < rows; first += 2 * SIDE) body(Count<2>(), first);
+    for (; first + TILE_ROWS < rows; first += 2 * TILE_ROWS) body(Count<2>(), first);
     if (first < rows) body(Count<1>(), first);
 }
 
@@ -93,12 +43,12 @@ template <int N>
 __attribute__((noinline)) void by_rows(float* to, const Half* a, int64_t depth, const Half* b, int64_t rows,
                                        float factor, Wanted& wanted) {
     for_tile_pairs(rows, [=, &wanted](auto count, int64_t first) LF_LAMBDA {
-        using Tile = TileSums<decltype(count)::value, N>;
+        TileSums<decltype(count)::value, N> tile;
         for (int i = 0; i < ASKED<float> && wanted.count > 0; ++i) __builtin_prefetch(wanted.lines[--wanted.count], 0, 2);
-        Tile::clear();
+        tile.clear();
         for (int64_t k = 0; k < depth; k += DEEP)
-            Tile::add(a + first * depth + k, depth, b + k * LANES<float>, LANES<float>);
-        Tile::write(to + first * LANES<float>, LANES<float>);
+            tile.add(a + first * depth + k, depth, b + k * LANES<float>, LANES<float>);
+        tile.write(to + first * LANES<float>, LANES<float>);
     });
     if (factor == 1) return;
     for (int64_t at = 0; at < rows * LANES<float>; at += LANES<float>)
@@ -137,13 +87,13 @@ __attribute__((noinline)) void by_columns(float* to, const float* alpha, const H
                 float* at = to + d * LANES<float> + n * SIDE;
                 store(at, load<Vec<float>>(at) * load<Vec<float>>(alpha + n * SIDE));
             }
-    for (int64_t d = 0; d < depth; d += 2 * SIDE) {
-        using Tile = TileSums<2, N>;
-        Tile::read(to + d * LANES<float>, LANES<float>);
+    for (int64_t d = 0; d < depth; d += 2 * TILE_ROWS) {
+        TileSums<2, N> tile;
+        tile.read(to + d * LANES<float>, LANES<float>);
         for (int64_t block = 0; block < blocks; ++block)
-            Tile::add(a + ((begin / DEEP + block) * depth + d) * DEEP, DEEP, memory + block * DEEP * LANES<float>,
+            tile.add(a + ((begin / DEEP + block) * depth + d) * DEEP, DEEP, memory + block * DEEP * LANES<float>,
                       LANES<float>);
-        Tile::write(to + d * LANES<float>, LANES<float>);
+        tile.write(to + d * LANES<float>, LANES<float>);
     }
 }
 
@@ -153,14 +103,14 @@ LF_INLINE void by_queries(float* to, const Half* weights, int64_t panel, const R
                           const Half* b, int64_t depth, int64_t rows) {
     for_tile_pairs(rows, [=](auto count, int64_t first) LF_LAMBDA {
         constexpr int R = decltype(count)::value;
-        using Tile = TileSums<R, 2>;
+        TileSums<R, 2> tile;
         for (int64_t d = 0; d < depth; d += 2 * SIDE) {
-            Tile::read(to + first * depth + d, depth);
+            tile.read(to + first * depth + d, depth);
             for (int g = 0; g < groups; ++g)
-                if (ranges[g].low < first + R * SIDE && first < ranges[g].high)
-                    Tile::add(weights + (g * panel + first) * LANES<float>, LANES<float>,
+                if (ranges[g].low < first + R * TILE_ROWS && first < ranges[g].high)
+                    tile.add(weights + (g * panel + first) * LANES<float>, LANES<float>,
                               b + (g * LANES<float> / 2 * depth + d) * 2, depth);
-            Tile::write(to + first * depth + d, depth);
+            tile.write(to + first * depth + d, depth);
         }
     });
 }

@@ -9,7 +9,7 @@
 namespace lf::LF_SET {
 namespace {
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
 // Tiles are for bfloat16, and for enough queries to fill one.
 bool fills_tiles(const Call& call) {
     return call.dtype == BFLOAT16 && call.queries * (call.heads / call.kv_heads) >= SIDE;

@@ -14,6 +14,7 @@ struct Unit {
 #if defined(__x86_64__)
 namespace avx2 { extern const Unit unit; }
 namespace avx512 { extern const Unit unit; }
+namespace avx512bf16 { extern const Unit unit; }
 namespace amx { extern const Unit unit; }
 #elif defined(__aarch64__)
 namespace neon { extern const Unit unit; }
