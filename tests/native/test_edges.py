@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -38,6 +41,26 @@ def test_head_dim_has_a_limit() -> None:
 def test_decoding(queries: int, heads: int, keys: int) -> None:
     case = Case(lf.Window(1000, 0) | lf.Global(0) & lf.Causal(), 2, heads, 2, queries, keys)
     check(case, "native", torch.float32)
+
+
+FEW: dict[str, dict[str, Any]] = {
+    "softcap": {"softcap": 3.0},
+    "two windows": {"pattern": lf.Window(700, 0) | lf.Window(900, 0, dilation=2) | lf.Global(0, 2)},
+    "dilation": {"pattern": lf.Window(300, 0, dilation=3)},
+    "ahead": {"pattern": lf.Window(300, 200), "heads": 4},
+    "padding": {"padding": "middle"},
+    "documents": {"documents": 5},
+    "narrow heads": {"head_dim": 36},
+    "wide heads": {"head_dim": 200},
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("queries", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_few_queries(name: str, queries: int, dtype: torch.dtype) -> None:
+    case = Case(lf.Window(1000, 0) | lf.Global(0), 2, 2, 2, queries, keys=1500, head_dim=64)
+    check(replace(case, **FEW[name]), "native", dtype)
 
 
 def test_several_rounds_of_keys() -> None:

@@ -7,7 +7,7 @@ lie in the lanes of vectors, keys stream past them, and one softmax goes over al
     library.py   the compiled library: finding it, and what it can run here
     arguments.py a call as the library reads it
     src/         C++; `call.h` is the border, `unit.cpp` is compiled once for each instruction set, and
-                 products are those of `products.h`, or of `tiles.h` where there is a matrix unit
+                 products are those of `products.h`, or of `tiles.h` for bfloat16 with its own instructions
 
 Without a C++ compiler at build time there is no library, which is a reason against this backend and no error.
 """

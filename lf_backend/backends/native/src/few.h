@@ -1,8 +1,8 @@
-// Products of very few queries, as in decoding: vectors run along the head dimension, not over queries, so that no
-// lane is idle and the time is that of reading keys and values.
+// Very few queries, as in decoding, one after the other: vectors run along the head dimension and over keys, not over
+// queries, so that no lane is idle and the time is that of reading keys and values.
 #pragma once
 
-#include "simd.h"
+#include "products.h"
 
 namespace lf::LF_SET {
 
@@ -36,37 +36,58 @@ template <class A> LF_INLINE A dot(const A* a, const A* b, int64_t depth) {
     return total;
 }
 
-// Scores [rows, LANES] of `lanes` queries, which are columns of [depth][LANES].
+// Scores of one query: to[row] = the product of a key and `query`.
 template <class A>
-__attribute__((noinline)) void few_scores(A* to, const A* keys, int64_t stride, const A* queries, int64_t depth,
-                                          int64_t rows, int64_t lanes) {
-    alignas(VECTOR) A own[256];
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-        for (int64_t d = 0; d < depth; ++d) own[d] = queries[d * LANES<A> + lane];
-        for (int64_t row = 0; row < rows; ++row) to[row * LANES<A> + lane] = dot(keys + row * stride, own, depth);
-    }
+LF_INLINE void few_scores(A* to, const A* keys, int64_t stride, const A* query, int64_t depth, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) to[row] = dot(keys + row * stride, query, depth);
 }
 
-// sums[d][lane] = alpha[lane] sums[d][lane] + sum over rows of values[row][d] weights[row][lane].
+// Scores [rows] become weights under `largest`, the largest score so far. Returns what earlier sums are multiplied by.
+template <class A> LF_INLINE A few_weights(A* scores, int64_t rows, A& largest, A& total) {
+    for (; rows % WIDTH<A> != 0; ++rows) scores[rows] = A(-INFINITE);
+    Vec<A> most_of = all(largest), sum{};
+    for (int64_t row = 0; row < rows; row += WIDTH<A>) most_of = larger(most_of, load<Vec<A>>(scores + row));
+    A unit = largest;
+    for (int lane = 0; lane < WIDTH<A>; ++lane) unit = most_of[lane] > unit ? most_of[lane] : unit;
+    const A before = largest;
+    largest = unit;
+    if (unit == A(-INFINITE)) unit = 0;  // nothing seen yet
+    for (int64_t row = 0; row < rows; row += WIDTH<A>) {
+        Vec<A> weight = exp2<A>(load<Vec<A>>(scores + row) - unit);
+        sum += weight;
+        store(scores + row, weight);
+    }
+    const A alpha = exp2<A>(all(before - unit))[0];
+    total = total * alpha + sum_of<A, VECTOR>(sum);
+    return alpha;
+}
+
+// sums[d * LANES] = alpha sums[d * LANES] + sum over rows of values[row][d] weights[row].
 template <class A>
-__attribute__((noinline)) void few_sums(A* sums, const A* alpha, const A* values, int64_t stride, const A* weights,
-                                        int64_t rows, int64_t depth, int64_t lanes) {
-    alignas(VECTOR) A own[256];
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-        int64_t d = 0;
-        for (; d + 4 * WIDTH<A> <= depth; d += 4 * WIDTH<A>) {
-            Vec<A> sum[4] = {};
+LF_INLINE void few_sums(A* sums, A alpha, const A* values, int64_t stride, const A* weights, int64_t rows,
+                        int64_t depth) {
+    int64_t d = 0;
+    auto columns = [&](auto count) LF_LAMBDA {
+        constexpr int N = decltype(count)::value;
+        for (; d + N * WIDTH<A> <= depth; d += N * WIDTH<A>) {
+            Vec<A> sum[N] = {};
             for (int64_t row = 0; row < rows; ++row)
 #pragma GCC unroll 4
-                for (int n = 0; n < 4; ++n)
-                    sum[n] += all(weights[row * LANES<A> + lane]) * load<Vec<A>>(values + row * stride + d + n * WIDTH<A>);
-            for (int n = 0; n < 4; ++n) store(own + d + n * WIDTH<A>, sum[n]);
+                for (int n = 0; n < N; ++n)
+                    sum[n] += all(weights[row]) * load<Vec<A>>(values + row * stride + d + n * WIDTH<A>);
+            for (int n = 0; n < N; ++n)
+                for (int i = 0; i < WIDTH<A>; ++i) {
+                    A& at = sums[(d + n * WIDTH<A> + i) * LANES<A>];
+                    at = alpha * at + sum[n][i];
+                }
         }
-        for (; d < depth; ++d) {
-            own[d] = 0;
-            for (int64_t row = 0; row < rows; ++row) own[d] += weights[row * LANES<A> + lane] * values[row * stride + d];
-        }
-        for (d = 0; d < depth; ++d) sums[d * LANES<A> + lane] = alpha[lane] * sums[d * LANES<A> + lane] + own[d];
+    };
+    columns(Count<4>());
+    columns(Count<1>());
+    for (; d < depth; ++d) {
+        A sum = 0;
+        for (int64_t row = 0; row < rows; ++row) sum += weights[row] * values[row * stride + d];
+        sums[d * LANES<A>] = alpha * sums[d * LANES<A>] + sum;
     }
 }
 

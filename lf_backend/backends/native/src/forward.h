@@ -131,11 +131,35 @@ template <class A> class Forward {
                     if (rows.low >= rows.high) continue;
                     want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
                     if (work.block->lanes == WIDTH<A>)
-                        attend<1>(work, eye, piece, g, rows, sights[g].every, state);
+                        attend_narrow(work, eye, piece, g, rows, sights[g].every, state);
                     else
                         attend<COLUMNS>(work, eye, piece, g, rows, sights[g].every, state);
                 }
             }
+        }
+    }
+
+    // One vector of lanes; of very few queries, what all of them see is done one by one.
+    void attend_narrow(Work& work, const Eye<A>& eye, const Piece& piece, int group, Range rows, Range every,
+                       State<A>& state) const {
+        Range inside{least(most(rows.low, every.low), rows.high), most(least(rows.high, every.high), rows.low)};
+        if (TILES || work.block->count > FEW || call_.dropout || call_.bias != nullptr || inside.low >= inside.high)
+            return attend<1>(work, eye, piece, group, rows, every, state);
+        if (rows.low < inside.low) attend<1>(work, eye, piece, group, {rows.low, inside.low}, every, state);
+        if constexpr (!TILES) attend_few(work, inside, state);
+        if (inside.high < rows.high) attend<1>(work, eye, piece, group, {inside.high, rows.high}, every, state);
+    }
+
+    void attend_few(Work& work, Range rows, State<A>& state) const {
+        alignas(VECTOR) A query[256];
+        const Keys<A>& keys = work.keys;
+        const int64_t count = rows.high - rows.low, D = call_.head_dim;
+        for (int64_t lane = 0; lane < work.block->count; ++lane) {
+            for (int64_t d = 0; d < D; ++d) query[d] = state.queries[d * LANES<A> + lane];
+            few_scores<A>(work.scores, keys.k + rows.low * keys.k_stride, keys.k_stride, query, D, count);
+            if (call_.softcap != 0) cap<A>(work.scores, nullptr, call_, (count + LANES<A> - 1) / LANES<A>);
+            A alpha = few_weights<A>(work.scores, count, state.largest[lane], state.total[lane]);
+            few_sums<A>(state.sums + lane, alpha, keys.v + rows.low * keys.v_stride, keys.v_stride, work.scores, count, D);
         }
     }
 
@@ -159,12 +183,8 @@ template <class A> class Forward {
         int64_t count = rows.high - rows.low, D = depth_of(call_);
         const Element<A>* queries = state.queries + group * D * LANES<A>;
         const Element<A>* k = keys.k + rows.low * keys.k_stride;
-        int64_t queries_here = work.block->count;
-        bool few = N == 1 && queries_here <= FEW;
         if constexpr (TILES)
             by_rows<N>(work.scores, k, D, queries, count, query_factor<A>(call_), work.wanted);
-        else if (few)
-            few_scores<A>(work.scores, k, keys.k_stride, queries, D, count, queries_here);
         else
             by_rows<A, N>(work.scores, k, keys.k_stride, queries, D, count, work.wanted);
         if (call_.softcap != 0) cap<A>(work.scores, nullptr, call_, count);
@@ -181,8 +201,6 @@ template <class A> class Forward {
         const Element<A>* v = keys.v + rows.low * keys.v_stride;
         if constexpr (TILES)
             by_columns<true, N>(sums, alpha, keys.turned, rows.low, work.scores, count, D, work.pairs);
-        else if (few)
-            few_sums<A>(sums, alpha, v, keys.v_stride, work.scores, count, D, queries_here);
         else
             by_columns<A, true, N>(sums, alpha, v, keys.v_stride, work.scores, count, D);
     }

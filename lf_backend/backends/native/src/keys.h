@@ -31,7 +31,7 @@ template <class A> struct Keys {
     int64_t k_stride, v_stride;
     Int<A>* position;
     uint32_t* hash;
-    int64_t* slot;  // of a row, among all that the task may see: where its sums go
+    int64_t* slot;  // of a row that was copied, among all that the task may see: where its sums go
     Piece* pieces;
     int64_t piece_count;
     Element<A> *k_memory, *v_memory;  // rows
@@ -150,6 +150,18 @@ template <class A> void copy_row(Keys<A>& keys, const Call& call, const Task& ta
     }
 }
 
+// Keys of a piece up to a position that are read where they are: only their positions are noted.
+template <class A> void extend_in_place(Keys<A>& keys, const Call& call, Piece& piece, int64_t limit) {
+    const int64_t first = piece.span.residue + piece.next * piece.span.dilation;
+    const int64_t seen = limit < first ? 0 : (limit - first) / piece.span.dilation + 1;
+    const int64_t count = least(piece.last - piece.next, seen);
+    for (int64_t i = 0; i < count; ++i)
+        keys.position[piece.high + i] = Int<A>(first + i * piece.span.dilation);
+    for (int64_t i = 0; call.dropout && i < count; ++i)
+        keys.hash[piece.high + i] = key_hash(first + i * piece.span.dilation + call.seed[1]);
+    piece.next += count, piece.high += count;
+}
+
 // Copies what a piece has up to a position; columns are taken whole.
 template <class A>
 void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int64_t limit) {
@@ -159,12 +171,10 @@ void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int
         if (!columns && position > limit) return;
         position = position_of(call, task, piece.band, piece.span, piece.next);
         if (position < 0) continue;
-        if (!keys.where) {
-            int64_t ahead = piece.next + AHEAD;
-            if (!columns && ahead < piece.last)
-                prefetch_rows(call, task, piece.span.residue + ahead * piece.span.dilation);
-            copy_row(keys, call, task, piece, position);
-        }
+        int64_t ahead = piece.next + AHEAD;
+        if (!columns && ahead < piece.last)
+            prefetch_rows(call, task, piece.span.residue + ahead * piece.span.dilation);
+        copy_row(keys, call, task, piece, position);
         keys.position[piece.high] = Int<A>(position);
         if (call.dropout) keys.hash[piece.high] = key_hash(position + call.seed[1]);
         keys.slot[piece.high++] = piece.slot + piece.next;
@@ -176,7 +186,10 @@ template <class A> void extend_to(Keys<A>& keys, const Call& call, const Task& t
     for (int64_t p = 0; p < keys.piece_count; ++p) {
         Piece& piece = keys.pieces[p];
         int64_t right = piece.band < call.band_count ? task.run->bands[piece.band].right : 0;
-        extend(keys, call, task, piece, highest + right);
+        if (keys.where)
+            extend_in_place(keys, call, piece, highest + right);
+        else
+            extend(keys, call, task, piece, highest + right);
     }
 }
 

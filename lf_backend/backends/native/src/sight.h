@@ -7,7 +7,7 @@
 
 namespace lf::LF_SET {
 
-// Keys that some queries of a group see, and those that all see as far as the window goes.
+// Keys that some queries of a group see, and those that all see and that no earlier piece has shown.
 struct Sight {
     Range some, every;
 };
@@ -36,6 +36,10 @@ template <class A> class Eye {
         const Reach& reach = bands_[piece.band];
         Sight found;
         found.some = range(piece, most(first - reach.left, low), least(last + reach.right, high));
+        if (piece.band > 0) {  // an earlier one may have shown any of them
+            found.every = {found.some.low, found.some.low};
+            return found;
+        }
         low = document_start(call_, block_.batch, last), high = document_end(call_, block_.batch, first) - 1;
         found.every = range(piece, most(last - reach.left, low), least(first + reach.right, high));
         return found;
@@ -43,13 +47,13 @@ template <class A> class Eye {
 
     // Hides, in scores [rows][LANES] of some keys, what a group does not see.
     void hide(A* scores, const Piece& piece, int group, Range rows, Range every) const {
-        bool plain = piece.band == 0 && call_.band_count > 0;
+        bool only = piece.band == 0 && call_.band_count > 0;
         for (int64_t row = rows.low; row < rows.high; ++row) {
-            if (plain && row >= every.low && row < every.high) {
+            if (row >= every.low && row < every.high) {
                 row = least(every.high, rows.high) - 1;
                 continue;
             }
-            if (plain || touched(piece, group, row)) hide_row(scores + (row - rows.low) * LANES<A>, piece, group, row);
+            if (only || touched(piece, group, row)) hide_row(scores + (row - rows.low) * LANES<A>, piece, group, row);
         }
     }
 
