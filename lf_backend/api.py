@@ -176,7 +176,8 @@ def checked_arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, o
         q, k, v = _autocast(q), _autocast(k), _autocast(v)
         given.update((name, _autocast(given[name])) for name in _PROJECTIONS)
     for name in _NUMBERS:
-        given[name] = checks.check_number(name, given[name])
+        if given[name] is not None:
+            given[name] = checks.check_number(name, given[name])
     given["dropout_p"] = given["dropout_p"] or 0.0
     given["backend"] = given["backend"] or ""
     seed = dropout.draw_seed(q) if given["dropout_p"] else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import attrgetter
 from typing import Any, get_type_hints
@@ -21,11 +21,12 @@ from lf_backend.pattern.lowered import Lowered
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Arguments:
     """The operator's arguments, in its order. Shapes as in `lf_backend.attention`.
 
-    The schema of the operator, its autograd and the order of gradients are read off this list.
+    The schema of the operator, its autograd and the order of gradients are read off this list. Nobody writes
+    to one; it is not frozen, which would cost every call of `attention` microseconds.
     """
 
     q: Tensor
@@ -68,13 +69,18 @@ class Arguments:
 
     def without_tensors(self, backend: str) -> Arguments:
         """Return the call without its tensors, for what must not keep them alive, asking for a backend."""
-        given: dict[str, Any] = dict.fromkeys(TENSORS)
-        return replace(self, backend=backend, **given)
+        return self.replaced(backend=backend, **dict.fromkeys(TENSORS))
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Arguments:
         """Return the call with its tensors, in the order of `TENSORS`."""
-        given: dict[str, Any] = dict(zip(TENSORS, tensors, strict=True))
-        return replace(self, **given)
+        return self.replaced(**dict(zip(TENSORS, tensors, strict=True)))
+
+    def replaced(self, **given: Any) -> Arguments:
+        """Return the call with other values for some arguments: `dataclasses.replace`, without its cost."""
+        made = object.__new__(Arguments)
+        made.__dict__.update(self.__dict__, **given)
+        made.__dict__.pop("_known", None)
+        return made
 
     def known(self) -> Known:
         """Return what was found out about calls of this kind.

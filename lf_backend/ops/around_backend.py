@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -76,7 +75,7 @@ def _simplified(a: Arguments) -> Arguments:
     padding = a.key_padding
     if padding is None or padding.device.type != "cpu" or once(_marks_any, padding):
         return a
-    return replace(a, key_padding=None)
+    return a.replaced(key_padding=None)
 
 
 def _marks_any(mask: Tensor) -> bool:

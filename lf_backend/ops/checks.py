@@ -35,7 +35,7 @@ def check_tensors(**tensors: Any) -> None:
             raise ShapeError(f"{name}: a tensor wanted, got {type(x).__name__}")
 
 
-def check_number(name: str, value: Any) -> float | None:
+def check_number(name: str, value: Any) -> float:
     """Return a number that is no tensor as a float: a tensor's gradient would be lost."""
     if isinstance(value, Tensor):
         raise ShapeError(
@@ -44,8 +44,6 @@ def check_number(name: str, value: Any) -> float | None:
             if name == "scale"
             else f"{name}: a float wanted, got a tensor, whose gradient would be lost"
         )
-    if value is None:
-        return None
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -118,7 +117,7 @@ def with_positions(a: Arguments) -> Arguments:
     """Return the same call with its mask's global tokens as positions, so that its backward need not look."""
     if a.global_mask is None:
         return a
-    return replace(a, global_mask=None, global_positions=once(positions_of, a.global_mask))
+    return a.replaced(global_mask=None, global_positions=once(positions_of, a.global_mask))
 
 
 def positions_of(mask: Tensor, most: int | None = None) -> Tensor:

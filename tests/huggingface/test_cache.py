@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import lf_backend as lf
 import lf_huggingface
+from lf_huggingface.cache.window import WindowLayer
 from tests.huggingface import families
 
 PATTERNS = (
@@ -119,6 +121,45 @@ def test_a_conversation_goes_on_and_a_cache_starts_anew() -> None:
         parts = [model(part, past_key_values=cache).logits for part in ids.split([11, 1, 8, 11], dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), want, atol=2e-5, rtol=0)
         cache.reset()
+
+
+def _after(steps: int, layer: WindowLayer, tokens: Tensor) -> list[Tensor]:
+    """The memory that each of some steps returned its keys in, which are those that a cache of all has."""
+    seen = []
+    for at in range(layer.get_seq_length(), layer.get_seq_length() + steps):
+        new = tokens[:, :, at : at + 1]
+        keys, values = layer.update(new, -new)
+        kept = [*(i for i in layer.sinks if i < at), *range(max(0, at - layer.reach), at + 1)]
+        assert torch.equal(keys, tokens[:, :, kept]) and torch.equal(values, -keys)
+        seen.append(keys)
+    return seen
+
+
+def test_a_token_is_appended_where_there_is_room() -> None:
+    """Memory for an eighth more is not copied for every token, whoever changes the keys between."""
+    tokens = torch.randn(2, 3, 400, 4)
+    layer = WindowLayer(80, (0, 1))
+    seen = _after(200, layer, tokens)
+    assert len({keys.untyped_storage().data_ptr() for keys in seen[-20:]}) <= 3
+    assert seen[-1].untyped_storage().nbytes() <= 1.13 * seen[-1].nbytes
+    layer.reorder_cache(torch.tensor([1, 0]))
+    tokens = tokens.flip(0)
+    _after(5, layer, tokens)
+    with torch.inference_mode():
+        _after(30, layer, tokens)
+    _after(5, copy.deepcopy(layer), tokens)
+    _after(30, layer, tokens)
+
+
+def test_keys_with_gradients_are_copied() -> None:
+    tokens = torch.randn(1, 1, 12, 4, requires_grad=True)
+    layer = WindowLayer(2, (0,))
+    sum(keys.sum() * at for at, keys in enumerate(_after(12, layer, tokens))).backward()  # type: ignore[union-attr]
+    steps = torch.arange(12.0)
+    within = sum(steps[at : at + 3].sum() * (torch.arange(12) == at) for at in range(12))
+    within[0] = within[0] + steps.sum()
+    assert tokens.grad is not None
+    torch.testing.assert_close(tokens.grad[0, 0, :, 0], within)
 
 
 def test_memory_does_not_grow() -> None:

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from lf_backend.errors import PatternError, UnsupportedError
 from lf_backend.pattern.terms import Pattern
+from lf_huggingface.cache.room import Room
 from lf_huggingface.cache.static import StaticWindowLayer
 from lf_huggingface.interface import config_patterns
 from lf_huggingface.interface.attention import attention
@@ -44,6 +45,7 @@ class WindowLayer(DynamicLayer):
         self.cumulative_length = 0  # tokens seen
         self.held = 0  # leading slots that are copies of global tokens
         self.records = False
+        self._room: Room | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -68,6 +70,8 @@ class WindowLayer(DynamicLayer):
         if self.records:
             self._set(past + new, ([self.keys, key_states], [self.values, value_states]), self.held)
             return self._laid(past, min(past, self.reach) + new)
+        if new == 1 and self._slides(key_states, value_states):
+            return self._slide(key_states, value_states)
         kept = self._parts(past, min(past, self.reach))
         both = zip(kept, (key_states, value_states), strict=True)
         self._set(past + new, [[*parts, last] for parts, last in both], self._sinks(past))
@@ -75,6 +79,19 @@ class WindowLayer(DynamicLayer):
         if new > 1:
             self._trim()
         return seen
+
+    def _slides(self, *new: Tensor) -> bool:
+        """Tell whether a token takes the place of another one, and nobody wants to know what was there."""
+        full = self.keys.shape[2] == len(self.sinks) + self.reach + 1 and self.held == len(self.sinks)
+        watched = any(x.requires_grad for x in (self.keys, self.values, *new))
+        return full and self.reach > 0 and not watched and not torch.compiler.is_compiling()
+
+    def _slide(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if self._room is None or not self._room.holds(self.keys):
+            self._room = Room((self.keys, self.values), self.held)
+        self.keys, self.values = self._room.append((key_states, value_states))
+        self.cumulative_length += 1
+        return self.keys, self.values
 
     def _set(self, length: int, parts: Iterable[list[Tensor]], held: int) -> None:
         """Keys and values from their parts, of which the first `held` slots are global tokens."""
@@ -142,6 +159,7 @@ class WindowLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.cumulative_length = self.held = 0
+        self._room = None
 
 
 class WindowCache(Cache):
