@@ -182,8 +182,9 @@ def decode(repeats: int) -> Iterator[Row]:
     window = LENGTH // 4
     q, k, v = (torch.randn(1, HEADS, length, HEAD_DIM) for length in (1, LENGTH, LENGTH))
     near_k, near_v = k[:, :, -window:], v[:, :, -window:]
+    pattern = lf.Window.causal(window)
     runs: dict[str, Callable[[], Tensor]] = {
-        "lf_backend": lambda: lf.attention(q, k, v, lf.Window.causal(window)),
+        "lf_backend": lambda: lf.attention(q, k, v, pattern),
         "fused attention": lambda: torch.nn.functional.scaled_dot_product_attention(q, near_k, near_v),
     }
     with torch.no_grad():

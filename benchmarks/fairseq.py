@@ -27,13 +27,14 @@ with warnings.catch_warnings():
     from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 
 OURS, STOCK = "lf_backend", "fairseq"
-LENGTH, WINDOW = 8192, 256
+LENGTH, WINDOW, WIDTH = 8192, 256, 512
 CONTEXTS = (WINDOW, 1024, 4096, LENGTH)
+QUICK = {"LENGTH": 512, "WINDOW": 32, "WIDTH": 64, "CONTEXTS": (32, 128)}
 SYMBOLS = [chr(code) for code in range(97, 123)]
 
 
 def main() -> None:
-    record.by_layers(__doc__, SECTIONS, layers=6)
+    record.by_layers(globals(), SECTIONS, layers=6)
 
 
 def training(repeats: int, layers: int) -> Iterator[Row]:
@@ -88,8 +89,8 @@ def _model(layers: int, attention_dropout: float) -> Any:
     torch.manual_seed(0)
     args = Namespace(
         decoder_layers=layers,
-        decoder_embed_dim=512,
-        decoder_ffn_embed_dim=2048,
+        decoder_embed_dim=WIDTH,
+        decoder_ffn_embed_dim=4 * WIDTH,
         decoder_attention_heads=8,
         dropout=0.0,
         attention_dropout=attention_dropout,
@@ -146,7 +147,7 @@ def _step(model: Any, context: int) -> Callable[[], Tensor]:
     filled: dict[str, Any] = {}
     with torch.no_grad():
         for layer in model.decoder.layers:
-            x = torch.randn(context, 1, 512, generator=generator)
+            x = torch.randn(context, 1, WIDTH, generator=generator)
             layer.self_attn(x, x, x, incremental_state=filled, need_weights=False)
 
     def run() -> Tensor:

@@ -21,22 +21,31 @@ from benchmarks.record import Row
 from lf_backend.measure import interleaved
 
 OURS, STOCK = "lf_backend", "Hugging Face"
-WINDOW, CONTEXT = 1024, 32768
+LENGTH, WIDTH, HEADS, INNER = 4096, 768, 12, 3072  # of the encoders, in their base sizes
+HALF = 256  # window on each side
+CACHED, CACHED_WIDTH, CACHED_HEADS, CONTEXT = 1024, 1024, 16, 32768  # of the decoder
+QUICK = {
+    "LENGTH": 1024, "WIDTH": 48, "HEADS": 4, "INNER": 64, "HALF": 32, "CACHED": 64, "CACHED_WIDTH": 64,
+    "CACHED_HEADS": 4, "CONTEXT": 256,
+}  # fmt: skip
 
 
 def main() -> None:
-    record.by_layers(__doc__, SECTIONS, layers=3)
+    record.by_layers(globals(), SECTIONS, layers=3)
 
 
 def longformer(repeats: int, layers: int) -> Iterator[Row]:
     """Longformer-base's shape, N 4,096, window 512, one global token, float32."""
     config = transformers.LongformerConfig(
-        attention_window=[512] * layers, num_hidden_layers=layers, max_position_embeddings=4098
+        attention_window=[2 * HALF] * layers,
+        num_hidden_layers=layers,
+        max_position_embeddings=LENGTH + 2,
+        **_base(),
     )
     stock = _seeded(transformers.LongformerModel, config)
     patched = copy.deepcopy(stock)
     lf.patch(patched)
-    batch = _batch(4096, is_global=True)
+    batch = _batch(LENGTH, is_global=True)
     forward = {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}
     alone = {"without attention": _forward(_without_attention(stock), batch)}
     yield from _compared("forward", forward, repeats, alone)
@@ -48,19 +57,19 @@ def longformer(repeats: int, layers: int) -> Iterator[Row]:
 def led(repeats: int, layers: int) -> Iterator[Row]:
     """LED-base's encoder, N 16,384, window 1,024, forward, float32."""
     config = transformers.LEDConfig(
-        attention_window=[1024] * layers,
+        attention_window=[4 * HALF] * layers,
         encoder_layers=layers,
         decoder_layers=1,
-        d_model=768,
-        encoder_attention_heads=12,
-        decoder_attention_heads=12,
-        encoder_ffn_dim=3072,
-        decoder_ffn_dim=3072,
+        d_model=WIDTH,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
+        encoder_ffn_dim=INNER,
+        decoder_ffn_dim=INNER,
     )
     stock = _seeded(transformers.LEDModel, config).encoder
     patched = copy.deepcopy(stock)
     lf.patch(patched)
-    batch = _batch(16384, is_global=True)
+    batch = _batch(4 * LENGTH, is_global=True)
     runs = {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}
     yield from _compared("forward", runs, repeats)
     yield from record.peaks("forward", runs, STOCK)
@@ -70,24 +79,36 @@ def encoders(repeats: int, layers: int) -> Iterator[Row]:
     """BigBird-base, N 4,096; the encoders of LongT5-base (local) and PegasusX-base, N 8,192; float32."""
     shape: dict[str, Any] = {"encoder_layers": layers, "decoder_layers": 1}
     models = {
-        "BigBird": _seeded(transformers.BigBirdModel, transformers.BigBirdConfig(num_hidden_layers=layers)),
+        "BigBird": _seeded(
+            transformers.BigBirdModel, transformers.BigBirdConfig(num_hidden_layers=layers, **_base())
+        ),
         "LongT5": _seeded(
             transformers.LongT5EncoderModel,
             transformers.LongT5Config(
-                d_model=768, d_ff=2048, num_heads=12, num_layers=layers, feed_forward_proj="gated-gelu"
+                d_model=WIDTH,
+                d_ff=INNER * 2 // 3,
+                d_kv=WIDTH // HEADS,
+                num_heads=HEADS,
+                num_layers=layers,
+                feed_forward_proj="gated-gelu",
             ),
         ),
         "PegasusX": _seeded(
             transformers.PegasusXModel,
             transformers.PegasusXConfig(
-                d_model=768, encoder_ffn_dim=3072, encoder_attention_heads=12, num_global_tokens=128, **shape
+                d_model=WIDTH,
+                encoder_ffn_dim=INNER,
+                encoder_attention_heads=HEADS,
+                decoder_attention_heads=HEADS,
+                num_global_tokens=128,
+                **shape,
             ),
         ).encoder,
     }
     for name, stock in models.items():
         patched = copy.deepcopy(stock)
         lf.patch(patched)
-        batch = _batch(4096 if name == "BigBird" else 8192, is_global=False)
+        batch = _batch(LENGTH if name == "BigBird" else 2 * LENGTH, is_global=False)
         yield from _compared(
             f"{name}, forward", {OURS: _forward(patched, batch), STOCK: _forward(stock, batch)}, repeats
         )
@@ -98,11 +119,16 @@ def encoders(repeats: int, layers: int) -> Iterator[Row]:
 
 def modernbert(repeats: int, layers: int) -> Iterator[Row]:
     """ModernBERT-base's shape, N 8,192, every third layer full, forward, against its SDPA, float32."""
-    config = transformers.ModernBertConfig(num_hidden_layers=layers)
+    config = transformers.ModernBertConfig(
+        num_hidden_layers=layers,
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        intermediate_size=3 * INNER // 8,
+    )
     stock = _seeded(transformers.ModernBertModel, config, "sdpa")
     ours = copy.deepcopy(stock)
     ours.set_attn_implementation("lf")
-    batch = _batch(8192, is_global=False)
+    batch = _batch(2 * LENGTH, is_global=False)
     yield from _compared("forward", {OURS: _forward(ours, batch), STOCK: _forward(stock, batch)}, repeats)
 
 
@@ -110,18 +136,18 @@ def decoding(repeats: int, layers: int) -> Iterator[Row]:
     """One token, window 1,024 and 4 sinks: WindowCache against SDPA on a cache of everything."""
     config = transformers.LlamaConfig(
         vocab_size=128,
-        hidden_size=1024,
+        hidden_size=CACHED_WIDTH,
         intermediate_size=64,
         num_hidden_layers=1,
-        num_attention_heads=16,
-        num_key_value_heads=16,
+        num_attention_heads=CACHED_HEADS,
+        num_key_value_heads=CACHED_HEADS,
         max_position_embeddings=2 * CONTEXT,
     )
-    config.lf_attention = f"window({WINDOW - 1}, 0) | global(0, 1, 2, 3)"
+    config.lf_attention = f"window({CACHED - 1}, 0) | global(0, 1, 2, 3)"
     stock = _seeded(transformers.LlamaModel, config, "sdpa")
     ours = copy.deepcopy(stock)
     ours.set_attn_implementation("lf")
-    for context in (WINDOW, CONTEXT):
+    for context in (CACHED, CONTEXT):
         caches = {
             OURS: _filled(lf_huggingface.WindowCache(ours.config), context),
             STOCK: _filled(transformers.DynamicCache(), context),
@@ -141,6 +167,11 @@ SECTIONS: dict[str, Callable[[int, int], Iterator[Row]]] = {
     "modernbert": modernbert,
     "decoding": decoding,
 }
+
+
+def _base() -> dict[str, Any]:
+    """The shape of an encoder, as most configurations call it."""
+    return {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": INNER}
 
 
 def _seeded(kind: Any, config: Any, attention: str = "eager") -> Any:
@@ -190,7 +221,8 @@ def _without_attention(stock: nn.Module) -> nn.Module:
 
 def _filled(cache: Any, context: int) -> Any:
     generator = torch.Generator().manual_seed(0)
-    cache.update(*(torch.randn(1, 16, context, 64, generator=generator) for _ in range(2)), 0)
+    shape = (1, CACHED_HEADS, context, CACHED_WIDTH // CACHED_HEADS)
+    cache.update(*(torch.randn(shape, generator=generator) for _ in range(2)), 0)
     return cache
 
 

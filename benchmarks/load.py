@@ -25,7 +25,7 @@ from benchmarks.record import Row
 from lf_backend.measure import interleaved
 
 LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
-PATTERN = lf.conventions.huggingface(WINDOW)
+MORE: tuple[str, ...] = ()  # options of the processes
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,27 @@ SITUATIONS = {
     "8 threads": Situation(8),
     "2 threads on 1 processor": Situation(2, processors=1),
 }
+QUICK = {
+    "LENGTH": 256, "WINDOW": 64, "HEADS": 2, "HEAD_DIM": 16, "MORE": ("--quick",),
+    "SITUATIONS": {"beside a busy process on 1 processor": Situation(1, neighbours=1, processors=1)},
+}  # fmt: skip
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--here"]:
-        print(json.dumps(list(_here(int(sys.argv[2]), int(sys.argv[3])))))
-        return
-    options = record.parser(__doc__, {"load": load}, repeats=5).parse_args()
-    record.report(options, {"load": load}, lambda section: section(options.repeats))
+    parser = record.parser(__doc__, SECTIONS, repeats=5)
+    parser.add_argument("--here", action="store_true", help="in this process alone, rows as JSON")
+    options = record.parsed(parser, globals(), QUICK)
+    if options.here:
+        print(json.dumps(list(_here(options.threads, options.repeats))))
+    else:
+        record.report(options, SECTIONS, lambda section: section(options.repeats))
 
 
 def load(repeats: int) -> Iterator[Row]:
     """Longformer-base's attention (N 4,096, W 512, 12 heads x 64) without projections, float32."""
     for name, situation in SITUATIONS.items():
         with _neighbours(situation.neighbours):
-            own = ["--here", str(situation.threads), str(repeats)]
+            own = ["--here", "--threads", str(situation.threads), "--repeats", str(repeats), *MORE]
             command = [sys.executable, "-m", "benchmarks.load", *own]
             if situation.processors is not None:
                 allowed = sorted(os.sched_getaffinity(0))[: situation.processors]
@@ -87,8 +93,9 @@ def _neighbours(count: int) -> Iterator[None]:
 
 def _here(threads: int, repeats: int) -> Iterator[Row]:
     torch.set_num_threads(threads)
+    pattern = lf.conventions.huggingface(WINDOW)
     works: dict[str, peers.Attention] = {
-        "lf_backend": lambda q, k, v: lf.attention(q, k, v, PATTERN),
+        "lf_backend": lambda q, k, v: lf.attention(q, k, v, pattern),
         "Hugging Face": peers.longformer_attention(WINDOW, HEADS, HEAD_DIM),
     }
     inputs = [torch.randn(1, LENGTH, HEADS, HEAD_DIM).transpose(1, 2).requires_grad_() for _ in range(3)]
@@ -106,6 +113,8 @@ def _here(threads: int, repeats: int) -> Iterator[Row]:
         times = interleaved({name: partial(run, name) for name in works}, repeats, warmup=1)
         yield from record.compared(work, times, "lf_backend")
 
+
+SECTIONS = {"load": load}
 
 if __name__ == "__main__":
     main()

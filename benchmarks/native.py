@@ -18,8 +18,10 @@ from rich.table import Table
 from torch import Tensor
 
 import lf_backend as lf
+from benchmarks import record
 
 LENGTH, HEADS, HEAD_DIM, MATRIX = 4096, 12, 64, 2048
+QUICK = {"LENGTH": 256, "HEADS": 2, "HEAD_DIM": 16, "MATRIX": 64}
 BASE = lf.Window(256, 256)
 
 Work = Callable[[], object]
@@ -29,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--backend", default="native")
-    options = parser.parse_args()
+    options = record.parsed(parser, globals(), QUICK)
     torch.set_num_threads(1)
     times = least({name: run for name, run in works(options.backend).items()}, options.repeats)
     rate = 2 * MATRIX**3 / times["matrix product"]
@@ -59,8 +61,8 @@ def works(backend: str) -> dict[str, Work]:
         found[f"{name}, forward"] = forward(pattern, dtype, backend, options)
         found[f"{name}, both"] = both(pattern, dtype, backend, options)
     q, k, v = (x.detach() for x in inputs(torch.float32))
-    near, one = slice(LENGTH - 1024, LENGTH), q[:, :, -1:]
-    found["decoding, 1 of 1,024"] = lambda: lf.attention(one, k, v, lf.Window(1023, 0), backend=backend)
+    near, one, last = slice(LENGTH - LENGTH // 4, LENGTH), q[:, :, -1:], lf.Window.causal(LENGTH // 4)
+    found["decoding, 1 of a quarter"] = lambda: lf.attention(one, k, v, last, backend=backend)
     found["decoding, sdpa on the slice"] = lambda: torch.nn.functional.scaled_dot_product_attention(
         one, k[:, :, near], v[:, :, near]
     )

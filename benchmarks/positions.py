@@ -21,10 +21,11 @@ from lf_fairseq.attention import relative
 
 HEADS, HEAD_DIM, WINDOW, BLOCK = 8, 64, 512, 1024
 LENGTHS = (2048, 8192)
+QUICK = {"HEADS": 2, "HEAD_DIM": 16, "WINDOW": 32, "BLOCK": 64, "LENGTHS": (128, 256)}
 
 
 def main() -> None:
-    options = record.parser(__doc__, SECTIONS, repeats=3).parse_args()
+    options = record.parsed(record.parser(__doc__, SECTIONS, repeats=3), globals(), QUICK)
     record.report(options, SECTIONS, lambda section: section(options.repeats))
 
 

@@ -30,6 +30,7 @@ from lf_huggingface.recipes.training import RecipeTrainer
 from lf_huggingface.recipes.trial import model as trial_model
 
 WIDTH, LAYERS = 256, 4
+QUICK = {"WIDTH": 32, "LAYERS": 1}
 
 
 class _Clock(transformers.TrainerCallback):
@@ -101,10 +102,10 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", metavar="NAME", help="write benchmarks/results/NAME.json")
-    given = parser.parse_args()
+    given = record.parsed(parser, globals(), QUICK)
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(given.updates, Path(folder))
+        found = rows(5 if given.quick else given.updates, Path(folder))
     Console().print(record.table("an update, in turn", found))
     if given.save:
         record.save(given.save, found)

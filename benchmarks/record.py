@@ -66,7 +66,7 @@ def parsed(
     """
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: shows that it all runs")
     options = parser.parse_args()
-    if options.quick and options.save:
+    if options.quick and getattr(options, "save", None):
         raise SystemExit("--save: no --quick wanted, whose times say nothing")
     if options.quick:
         options.repeats = 1
@@ -105,11 +105,15 @@ def _saved(path: Path, here: dict[str, Any]) -> list[Row]:
     return list(found["rows"]) if same else []
 
 
-def by_layers(doc: str | None, sections: Mapping[str, Section], layers: int) -> None:
-    """The command of sections that take repeats and a number of layers, `layers` unless asked."""
-    found = parser(doc, sections, repeats=3)
+def by_layers(module: dict[str, Any], sections: Mapping[str, Section], layers: int) -> None:
+    """The command of a benchmark whose sections take repeats and a number of layers, `layers` unless asked.
+
+    Args:
+        module: the globals of the benchmark, with its `QUICK`.
+    """
+    found = parser(module["__doc__"], sections, repeats=3)
     found.add_argument("--layers", type=int, default=layers, help="layers of each model")
-    options = found.parse_args()
+    options = parsed(found, module, module["QUICK"])
 
     def run(section: Section) -> Iterator[Row]:
         return ({"layers": options.layers, **row} for row in section(options.repeats, options.layers))

@@ -29,6 +29,7 @@ HEADS, HEAD_DIM = 12, 64
 LENGTHS = (16, 64, 256, 1024)
 CACHED = (16, 256, 4096)  # keys of one decoding query
 WINDOWS = (32, 128)  # keys on each side
+QUICK = {"HEADS": 2, "HEAD_DIM": 16, "LENGTHS": (16,), "CACHED": (16,), "WINDOWS": (8,)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    options = parser.parse_args()
+    options = record.parsed(parser, globals(), QUICK)
     device, console = torch.device(options.device), Console(width=160, highlight=False)
     found: dict[Problem, measured.MeasuredCall] = {}
     for call in _calls(options.dtypes):
@@ -48,6 +49,8 @@ def main() -> None:
             _check_equal(runs)
             found[problem] = _row(problem, device, interleaved(runs, options.repeats))
             console.print(str(found[problem]))
+    if options.quick:
+        return
     kept = [row for row in measured.rows() if row.device != options.device or row.dtype not in options.dtypes]
     environments = json.loads(TABLE.read_text("utf8"))["environments"]
     environments[options.device] = record.environment()

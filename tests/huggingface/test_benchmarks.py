@@ -9,22 +9,20 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import cpu, lengths, packing, record
+from benchmarks import cpu, huggingface, lengths, load, native, packing, recipe_step, record, select
+from tests.quickly import quickly
 
-SECTIONS = [
+RUNS = [
     pytest.param(module, section, id=f"{module.__name__.removeprefix('benchmarks.')}-{section}")
-    for module in (cpu, lengths, packing)
-    for section in module.SECTIONS
+    for module in (cpu, huggingface, lengths, load, native, packing, recipe_step, select)
+    for section in getattr(module, "SECTIONS", ("all",))
 ]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # by what compiles FlexAttention
-@pytest.mark.parametrize(("module", "section"), SECTIONS)
+@pytest.mark.parametrize(("module", "section"), RUNS)
 def test_a_section_runs(module: ModuleType, section: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in module.QUICK:
-        monkeypatch.setattr(module, name, getattr(module, name))  # to have it back
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--threads", "1", "--only", section])
-    module.main()
+    quickly(module, monkeypatch, *([] if section == "all" else ["--only", section]))
 
 
 def test_quick_times_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
