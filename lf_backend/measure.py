@@ -7,6 +7,7 @@ allocator's own record, so it is exact and the same in every run.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from lf_backend.errors import LFError
 
 Function = Callable[[], object]
 QUIET = 0.9  # of a processor, which a thread gets where nothing else wants it
+CROWDED = 1.25  # threads that want to run, for each processor
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,16 @@ class Timing:
     drift: float
 
 
-def interleaved(functions: Mapping[str, Function], repeats: int = 10, warmup: int = 2) -> dict[str, Timing]:
+def interleaved(
+    functions: Mapping[str, Function], repeats: int = 10, warmup: int = 2, enough: float = math.inf
+) -> dict[str, Timing]:
     """Time functions round robin; work left on an accelerator is waited for.
 
     Args:
         functions: name -> function without arguments.
         repeats: timed rounds, at least 1.
         warmup: rounds before, not timed.
+        enough: seconds after which no further round begins.
 
     Raises:
         LFError: fewer than one repeat, or a negative warm-up.
@@ -51,7 +56,10 @@ def interleaved(functions: Mapping[str, Function], repeats: int = 10, warmup: in
     if repeats < 1 or warmup < 0:
         raise LFError(f"repeats >= 1 and warmup >= 0 wanted, got {repeats} and {warmup}")
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    begin = timer()
     for step in range(warmup + repeats):
+        if step > warmup and timer() - begin > enough:
+            break
         for name, function in functions.items():
             start = timer()
             function()
@@ -71,6 +79,9 @@ def _timing(seconds: list[float]) -> Timing:
 def machine_load(seconds: float = 0.2) -> str:
     """Say in words how busy the machine is: the share of a processor that this thread gets, and the load.
 
+    It is busy if something else wants this thread's processor, or if more wants to run than it has processors
+    and a quarter, of which the work of this process is a part.
+
     Args:
         seconds: how long to look, computing all the time.
     """
@@ -79,9 +90,10 @@ def machine_load(seconds: float = 0.2) -> str:
         pass
     share = (time.thread_time() - own) / (time.perf_counter() - start)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    load = f"load {os.getloadavg()[0]:.1f} on " if hasattr(os, "getloadavg") else ""
-    word = "quiet" if share > QUIET else "busy"
-    return f"{word}: {load}{usable} processors, of which a thread gets {share:.0%} of one"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    word = "quiet" if share > QUIET and (load or 0) <= CROWDED * usable else "busy"
+    known = "" if load is None else f"load {load:.1f} on "
+    return f"{word}: {known}{usable} processors, of which a thread gets {share:.0%} of one"
 
 
 def peak_bytes(function: Function, device: torch.device | str = "cpu") -> int:

@@ -1,12 +1,13 @@
 """The measuring tools, against functions whose time and memory are known."""
 
+import os
 import time
 
 import pytest
 import torch
 
 from lf_backend import LFError
-from lf_backend.measure import interleaved, peak_bytes
+from lf_backend.measure import interleaved, machine_load, peak_bytes
 
 MIB = 1 << 20
 
@@ -42,6 +43,21 @@ def test_interleaved_runs_in_turn():
     found = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warmup=1)
     assert order == ["a", "b"] * 4
     assert list(found) == ["a", "b"]
+
+
+def test_interleaved_begins_no_round_when_it_has_enough():
+    order = []
+    functions = {"a": lambda: order.append("a"), "b": lambda: time.sleep(0.01)}
+    interleaved(functions, repeats=5, warmup=1, enough=0.0)
+    assert order == ["a", "a"]
+
+
+@pytest.mark.parametrize(("load", "word"), [(0.1, "quiet"), (2.4, "quiet"), (2.6, "busy"), (9.0, "busy")])
+def test_a_crowded_machine_is_busy(load, word, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(time, "thread_time", time.perf_counter)  # the processor is this thread's alone
+    assert machine_load(0.01).startswith(f"{word}: load {load} on 2 processors")
 
 
 def test_interleaved_measures_seconds():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.utils.benchmark import timer
 
 from lf_backend.measure import Timing, interleaved, peak_bytes
 
-REPEATS = 3
+REPEATS, ENOUGH = 3, 6.0  # rounds at a length, and seconds after which no further one begins
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ def compare(
     yield "time"
     with _stopwatch(stock, attention) as of_stock, _stopwatch(ours, attention) as of_ours:
         runs = {name: partial(run, model) for name, model in models.items()}
-        seconds = interleaved(runs, REPEATS, warmup=0)
+        seconds = interleaved(runs, REPEATS, warmup=0, enough=ENOUGH)
     laps = {"stock": of_stock, "ours": of_ours}
-    costs = {name: Cost(seconds[name], _per_pass(laps[name]), peaks[name]) for name in models}
+    costs = {name: Cost(seconds[name], _per_pass(laps[name], len(attention)), peaks[name]) for name in models}
     yield Compared(length, difference, **costs)
 
 
@@ -130,5 +131,5 @@ def _stopwatch(model: nn.Module, names: Sequence[str]) -> Iterator[list[float]]:
             hook.remove()
 
 
-def _per_pass(laps: list[float]) -> float:
-    return float(torch.tensor(laps).view(REPEATS, -1).sum(1).median())
+def _per_pass(laps: list[float], modules: int) -> float:
+    return median(sum(laps[at : at + modules]) for at in range(0, len(laps), modules))
