@@ -7,7 +7,8 @@ routed.py             models that attend through transformers' interface
 replacements.py       what each of these files says of itself
 exchanged.py          what all these classes share
 self_attention.py     what the attention of Longformer and LED share, with
-heads.py, token_masks.py, encoder_loop.py, attention_weights.py, zero_gradients.py
+heads.py, token_masks.py, encoder_loop.py, attention_weights.py, zero_gradients.py, packed_rows.py, and
+folded_rows.py        the rows of few global tokens, of which no token is projected
 auto.py               patching what others load
 upstream_checks.py    comparing transformers' own seams
 """

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 import lf_backend as lf
+from lf_backend._callers import may_look
+from lf_backend._looked import once
 from lf_backend.backend import Columns
+from lf_backend.ops.documents import boundaries
 from lf_backend.ops.global_tokens import columns
 from lf_backend.pattern.terms import Pattern
 from lf_huggingface.interface.ranks import ranks_of, refuse_over_ranks
-from lf_huggingface.patch import attention_weights, heads
+from lf_huggingface.patch import attention_weights, folded_rows, heads
 from lf_huggingface.patch.token_masks import TokenMasks
 from lf_huggingface.patch.zero_gradients import used
 
@@ -65,19 +68,23 @@ class SparseSelfAttention(nn.Module):
         ranks = ranks_of(self)
         if output_attentions:
             refuse_over_ranks(self, "output_attentions", "False")
+        dropout_p = self.dropout if self.training else 0.0
+        local: dict[str, Any] = {
+            "key_padding": tokens.padded, "global_mask": tokens.global_mask,
+            "global_positions": tokens.positions, "dropout_p": dropout_p, "backend": self.lf_mark.backend,
+        }  # fmt: skip
+        if not output_attentions and (few := self._few(pattern, tokens, k)) is not None:
+            drawn = attention_weights.Replay.of_next_call(q, dropout_p)
+            out = heads.join(lf.attention(q, k, v, pattern, documents=tokens.documents, **local))
+            return (folded_rows.write(out, hidden_states, *few, drawn),)
         own: tuple[Tensor | None, ...] = (None, None, None)
         some = tokens.has_globals if ranks is None else ranks.has_globals
         if some or pattern.lowered.positions:
             own = self._own(hidden_states, pattern, tokens, k)
         elif self.training:
             q = used(q, self.query_global, self.key_global, self.value_global)
-        dropout_p = self.dropout if self.training else 0.0
         replay = attention_weights.Replay.of_next_call(q, dropout_p) if output_attentions else None
-        options: dict[str, Any] = {
-            "key_padding": tokens.padded, "global_mask": tokens.global_mask,
-            "global_positions": tokens.positions, "global_q": own[0], "global_k": own[1], "global_v": own[2],
-            "dropout_p": dropout_p, "backend": self.lf_mark.backend,
-        }  # fmt: skip
+        options = {**local, "global_q": own[0], "global_k": own[1], "global_v": own[2]}
         if ranks is None:
             out = lf.attention(q, k, v, pattern, documents=tokens.documents, **options)
         else:
@@ -87,6 +94,22 @@ class SparseSelfAttention(nn.Module):
             return (out,)
         scored = attention_weights.Scored(q, k, own[0], own[1], tokens.padded, replay)
         return (out, *attention_weights.weights(scored, pattern, tokens.global_mask, tokens.positions))
+
+    def _few(
+        self, pattern: Pattern, tokens: TokenMasks, k: Tensor
+    ) -> tuple[folded_rows.Projections, folded_rows.Tokens] | None:
+        """The projections of global rows and these, where it is known that they are few; else None."""
+        if tokens.global_mask is not None or ranks_of(self) is not None or not may_look(k):
+            return None
+        documents = None if tokens.documents is None else once(boundaries, tokens.documents)
+        if documents is None:
+            pattern.check_positions(k.shape[2])
+        rows = columns(pattern, k, tokens.padded, positions=tokens.positions, documents=documents)
+        if rows is None:
+            return None
+        own = folded_rows.Projections(self.query_global, self.key_global, self.value_global, self.num_heads)
+        few = own.pay(rows.positions.shape[1])
+        return (own, folded_rows.Tokens(rows, tokens.padded, documents)) if few else None
 
     def _own(self, x: Tensor, pattern: Pattern, tokens: TokenMasks, k: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value [B, H, N, D] of the global rows.
