@@ -36,6 +36,10 @@ BOTTOM, TOP = 8, 128
 DILATIONS = (1, 1, 1, 2, 3, 4)  # table 12: none in the lower half, then 1, 2 and 3 positions skipped
 EVALUATION, CHARACTERS = (1024, 512), 131_072
 CONTEXTS, CONTEXT_STEP, CONTEXT_CHARACTERS = (256, 512, 1024, 2048), 256, 32_768
+QUICK = {
+    "LENGTH": 64, "EVALUATION": (64, 32), "CHARACTERS": 2048, "CONTEXTS": (32, 64), "CONTEXT_STEP": 16,
+    "CONTEXT_CHARACTERS": 1024,
+}  # fmt: skip
 
 
 def schedules() -> dict[str, lf.schedules.Schedule]:
@@ -145,20 +149,23 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--save", metavar="NAME", default="char-lm", help="benchmarks/results/NAME.json")
+    parser.add_argument("--save", metavar="NAME", help="keep the rows in benchmarks/results/NAME.json")
     parser.add_argument("--work", type=Path, default=Path("char-lm-claims"), help="folder for checkpoints")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=UPDATES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print what is kept, run nothing")
-    return parser.parse_args()
+    options = record.parsed(parser, globals(), QUICK)
+    if options.quick:
+        options.seeds, options.updates = 1, 2
+    return options
 
 
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     logging.getLogger().setLevel(logging.WARNING)  # one of fairseq's modules has asked for DEBUG
-    console, rows = Console(width=130), _kept(options.save)
+    console, rows = Console(width=130), _kept(options.save) if options.save else []
     if not options.table:
         with Progress(console=console) as progress:
             data = options.work / "data"
@@ -169,7 +176,8 @@ def main() -> None:
                     if any(key.items() <= row.items() for row in rows):
                         continue
                     rows += run(**_named(key), data=data, work=options.work, progress=progress)
-                    record.save(options.save, rows)
+                    if options.save:
+                        record.save(options.save, rows)
     report([row for row in rows if row["updates"] == options.updates], console)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from benchmarks import fairseq, positions
+from benchmarks import char_lm, fairseq, positions
 from tests.quickly import quickly
 
 RUNS = [
@@ -14,6 +15,10 @@ RUNS = [
     for module in (fairseq, positions)
     for section in module.SECTIONS
 ]
+
+
+def test_the_claims_of_a_character_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quickly(char_lm, monkeypatch, "--work", str(tmp_path))
 
 
 @pytest.mark.parametrize(("module", "section"), RUNS)
