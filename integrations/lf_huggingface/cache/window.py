@@ -55,6 +55,8 @@ class WindowLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take new keys in; returns the global tokens, the window before the new keys, and these.
 
+        What is returned is good until the next update, which may write to the same memory.
+
         Raises:
             UnsupportedError: a new token is global, and what it must see is gone.
         """
