@@ -29,6 +29,7 @@ _asked: ContextVar[bool] = ContextVar("lf_backend.portable", default=False)
 _modes: Any = _C._TorchDispatchModeKey
 _RECORDING = (_modes.PROXY, _modes.FAKE, _modes.FUNCTIONAL)  # make_fx, exporters, compilers
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NOTHING = nullcontext()
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def fixed_size(x: Tensor, dim: int) -> int:
 
 def not_traced() -> AbstractContextManager[None]:
     """Hide what happens within the block from `torch.jit.trace`: looks at shapes that must not change."""
-    return _tracing_paused() if is_traced() else nullcontext()
+    return _tracing_paused() if is_traced() else _NOTHING
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_as_with_keys_for_every_token(
     upstream = upstream * batch["attention_mask"][..., None]
     found = _results(model, batch, upstream)
     assert len(folds) == 2
-    monkeypatch.setattr(folded_rows.Projections, "pay", lambda self, rows: False)
+    monkeypatch.setattr(folded_rows.Projections, "pay", lambda self, rows, like: False)
     wanted = _results(model, batch, upstream)
     assert len(folds) == 2 and len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
@@ -104,7 +104,7 @@ def test_scores_are_float32(dtype: torch.dtype, folds: list[int], monkeypatch: A
         model.to(dtype)
         errors = []
         for pays in (True, False):
-            monkeypatch.setattr(folded_rows.Projections, "pay", lambda self, rows, pays=pays: pays)
+            monkeypatch.setattr(folded_rows.Projections, "pay", lambda self, rows, like, pays=pays: pays)
             errors.append((model(**batch).last_hidden_state - exact).abs().mean().item())
     assert folds and errors[0] <= 1.2 * errors[1]
 

@@ -56,10 +56,19 @@ class Projections(NamedTuple):
     value: nn.Linear
     heads: int
 
-    def pay(self, rows: int) -> bool:
-        """Tell whether folding is less than half of the work, of layers that do what their weights say."""
-        width = self.key.in_features
-        return 2 * rows * self.heads <= width and _is_plain(self.key) and _is_plain(self.value)
+    def pay(self, rows: int, like: Tensor) -> bool:
+        """Tell whether folding is less than half of the work, of layers that do what their weights say.
+
+        On a GPU projections in half precision are so fast that the copy of tokens in float32, which scores
+        want, costs as much (by a count of bytes, not measured).
+
+        Args:
+            rows: how many global tokens an example has at the most.
+            like: a tensor of the dtype that the layers give.
+        """
+        copies = like.device.type != "cpu" and accumulation_dtype(like.dtype) != like.dtype
+        few = 2 * rows * self.heads <= self.key.in_features
+        return few and not copies and _is_plain(self.key) and _is_plain(self.value)
 
 
 def write(out: Tensor, x: Tensor, layers: Projections, tokens: Tokens, replay: Replay) -> Tensor:

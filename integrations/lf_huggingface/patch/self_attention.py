@@ -108,7 +108,7 @@ class SparseSelfAttention(nn.Module):
         if rows is None:
             return None
         own = folded_rows.Projections(self.query_global, self.key_global, self.value_global, self.num_heads)
-        few = own.pay(rows.positions.shape[1])
+        few = own.pay(rows.positions.shape[1], k)
         return (own, folded_rows.Tokens(rows, tokens.padded, documents)) if few else None
 
     def _own(self, x: Tensor, pattern: Pattern, tokens: TokenMasks, k: Tensor) -> tuple[Tensor, ...]:
