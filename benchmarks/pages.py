@@ -98,13 +98,15 @@ def _machine(found: dict[str, Any]) -> str:
 
 
 def _table(rows: list[Row]) -> Iterator[str]:
-    hidden = {"section", "p20", "p80", "noisy"}
+    hidden = {"p20", "p80", "noisy"}
+    if len({row.get("section") for row in rows}) == 1:
+        hidden.add("section")
     columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in hidden]
     yield f"| {' | '.join(columns)} |"
     yield "|" + "".join("---|" if name in WORDS else "---:|" for name in columns)
     for row in rows:
-        cells = [shown(row.get(name, "")) for name in columns]
-        yield f"| {' | '.join([*cells[:-1], cells[-1] + noise(row)])} |"
+        cells = (shown(row.get(name, "")) + (noise(row) if name == "ms" else "") for name in columns)
+        yield f"| {' | '.join(cells)} |"
 
 
 def _claims(rows: list[Row]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from lf_backend.measure import Function, Timing, machine_load, peak_bytes
 Row = dict[str, Any]
 Section = Callable[..., Iterable[Row]]
 NOISY = 0.1  # share by which a time may drift
-WORDS = ("work", "name", "situation")  # columns of text
+WORDS = ("section", "work", "name", "situation")  # columns of text
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Lock
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,14 @@ def _name(
     given: config_patterns.Given, text: str, aligned: bool, padded: bool, packed: bool, sinks: int | None
 ) -> str:
     """Return the place where a kind is kept: a string, which a graph may hold."""
-    pattern, layers = parse(text), config_patterns.read(*given)
+    return _placed(config_patterns.read(*given), text, aligned, padded, packed, sinks)
+
+
+@lru_cache(maxsize=1024)
+def _placed(
+    layers: tuple[Pattern, ...], text: str, aligned: bool, padded: bool, packed: bool, sinks: int | None
+) -> str:
+    pattern = parse(text)
     if pattern.is_causal:
         layers = tuple(intersection(layer, Causal()) for layer in layers)
     kind = MaskKind(pattern, layers, aligned, padded, packed, sinks)

@@ -10,6 +10,7 @@ namespace {
 constexpr int64_t BLOCK = 64;       // segments are multiples of what kernels take at once
 constexpr int64_t LONGEST = 2048;   // queries of a segment: by then copying its keys costs little
 constexpr int64_t SHORTEST = 128;
+constexpr int64_t READING = 8;      // queries whose products take as long as reading their keys from memory
 constexpr int64_t ENOUGH = 24;      // tasks; for more of them keys would be copied, and shared, too often
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
@@ -128,7 +129,7 @@ int64_t Plan::products() const {
     int64_t keys = 0;
     for (int64_t index = 0; index < run_count; ++index)
         keys += runs[index].heads * std::min(widest(runs[index], call->band_count) + call->column_count, call->keys);
-    return 2 * call->batch * call->queries * keys * call->head_dim;
+    return 2 * call->batch * std::max(call->queries, READING) * keys * call->head_dim;
 }
 
 Task Plan::task(int64_t batch, int64_t index) const {
