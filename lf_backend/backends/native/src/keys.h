@@ -99,7 +99,7 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
     int64_t bytes = call.head_dim * size_of(call.dtype), head = task.run->kv_head;
     for (int64_t p = 0; p < keys.piece_count; ++p) {
         Piece& piece = keys.pieces[p];
-        if (keys.where || piece.band == call.band_count) continue;
+        if (piece.band == call.band_count) continue;
         int64_t end = least(least(most(piece.asked, piece.next) + rows, piece.next + BLOCK), piece.last);
         for (piece.asked = most(piece.asked, piece.next); piece.asked < end; ++piece.asked)
             for (int64_t at = 0; at < bytes; at += 64) {
@@ -108,6 +108,16 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
                 wanted.add(row_of(call.v, call.dtype, task.batch, head, position) + at);
             }
     }
+}
+
+// Asks for the rows [low, high) of a chunk that is read where it is, and may be far apart.
+template <class A> LF_INLINE void ask_ahead(const Keys<A>& keys, const Call& call, int64_t low, int64_t high) {
+    const int64_t line = 64 / sizeof(Element<A>);
+    for (int64_t row = low; row < high; ++row)
+        for (int64_t d = 0; d < call.head_dim; d += line) {
+            __builtin_prefetch(keys.k + row * keys.k_stride + d, 0, 2);
+            __builtin_prefetch(keys.v + row * keys.v_stride + d, 0, 2);
+        }
 }
 
 // A row for tiles, with zeros behind it.
