@@ -26,9 +26,14 @@ from typing import NamedTuple
 
 from lf_backend.backends.triton.ahead import DTYPES, SHARED_BYTES, Compiled, Target, compiled, example
 from lf_backend.backends.triton.assembly import Code, Instruction, Loop
+from lf_backend.backends.triton.plan import best_pack
 from lf_backend.backends.triton.tuning import Tiles, TilesRow, Wanted, row_for
+from lf_backend.pattern.terms import Window
 
 WINDOWS = ((256, 256), (1023, 0))  # left and right
+NARROW = ((127, 0), (128, 128))  # those of rows for windows up to NARROW_REACH
+NARROW_REACH = 256
+GROUP = 4  # heads that share keys, where the model is asked for grouped heads as well
 REGISTERS = 65536  # of one processor
 WARPS = 64  # that it holds at most
 LAUNCH = 200  # cycles from the end of a program to the first instruction of the next
@@ -299,20 +304,27 @@ class Estimate(NamedTuple):
 PRODUCTS = {"forward": 2, "grad_queries": 3, "grad_keys": 4}  # of each pair, D multiply-adds
 
 
-def estimate(found: Compiled, arch: int, dims: int, window: tuple[int, int]) -> Estimate | None:
-    """Estimate a kernel for a window (left, right) in a long sequence; None if the device cannot hold it."""
+def estimate(
+    found: Compiled, arch: int, dims: int, window: tuple[int, int], group: int = 1
+) -> Estimate | None:
+    """Estimate a kernel for a window (left, right) in a long sequence; None if the device cannot hold it.
+
+    Args:
+        group: heads that share keys, as the kernel was compiled for.
+    """
     kernel, tiles = found.kernel, found.tiles
     together = _together(tiles, found.registers, found.shared, arch)
     if not together:
         return None
-    own, other = (tiles.keys, tiles.rows) if kernel == "grad_keys" else (tiles.rows, tiles.keys)
+    pack = 1 if kernel == "grad_keys" else best_pack(group, tiles.rows, tiles.keys, sum(window))
+    own, other = (tiles.keys, tiles.rows) if kernel == "grad_keys" else (tiles.rows // pack, tiles.keys)
     left, right = window[::-1] if kernel == "grad_keys" else window
     steps = [step_of(one, arch) for one in found.code.instructions]
     order = trace(found.code, tiles_met(own, other, left, right), tiles.stages)
     warps = max(1, tiles.warps // 4)
     few, many = (Simulation(steps, order, warps).run(n * together, together) for n in (2, 4))
     cycles = (many - few) / (2 * together)
-    flops = 2 * PRODUCTS[kernel] * own * (left + right + 1) * dims
+    flops = 2 * PRODUCTS[kernel] * own * pack * (left + right + 1) * dims
     return Estimate(cycles, together, flops / cycles * CLOCK[arch] * PROCESSORS[arch] / 1e12)
 
 
@@ -332,17 +344,25 @@ def tiles_met(own: int, other: int, left: int, right: int) -> tuple[int, int]:
     return inside, every - inside
 
 
-def plain(row: TilesRow, arch: int | str) -> Compiled:
+def plain(row: TilesRow, arch: int | str, window: tuple[int, int] = WINDOWS[0], group: int = 1) -> Compiled:
     """Compile a row's kernel for a call that has a window and nothing else."""
-    call = replace(example(DTYPES[row.bytes], row.dims, 512, False, "cpu", 1024), columns=None)
+    call = example(DTYPES[row.bytes], row.dims, 512, False, "cpu", 1024)
+    k, v = call.k[:, ::group], call.v[:, ::group]
+    call = replace(call, k=k, v=v, columns=None, lowered=Window(*window).lowered)
     (found,) = compiled(call, Target.named(arch, {row.kernel: row.tiles}, row.kernel))
     return found
 
 
-def estimates(row: TilesRow, arch: int) -> list[Estimate]:
-    """Estimate a row's kernel for `WINDOWS`; none of those that the device cannot hold."""
-    found = plain(row, arch)
-    each = (estimate(found, arch, row.dims, window) for window in WINDOWS)
+def windows_of(row: TilesRow) -> tuple[tuple[int, int], ...]:
+    """Windows for which the model is asked about a row."""
+    return NARROW if row.reach <= NARROW_REACH else WINDOWS
+
+
+def estimates(row: TilesRow, arch: int, group: int = 1) -> list[Estimate]:
+    """Estimate a row's kernel for its windows; none of those that the device cannot hold."""
+    each = (
+        estimate(plain(row, arch, window, group), arch, row.dims, window, group) for window in windows_of(row)
+    )
     return [one for one in each if one is not None]
 
 
@@ -354,18 +374,22 @@ def modelled(row: TilesRow, window: tuple[int, int]) -> float | None:
     return found and found.tflops
 
 
-def told(found: list[Estimate]) -> str:
-    """What the model says for `WINDOWS`, in words."""
+def told(row: TilesRow, found: list[Estimate]) -> str:
+    """What the model says of a row for its windows, in words."""
     words = " and ".join(f"{one.tflops:.0f}" for one in found)
-    return f"modelled, not measured: {words} TFLOP/s for windows {WINDOWS[0]} and {WINDOWS[1]}"
+    windows = " and ".join(map(str, windows_of(row)))
+    return f"modelled, not measured: {words} TFLOP/s for windows {windows}"
 
 
 def report(arch: int) -> Iterator[str]:
-    """A line for every row of bfloat16 that sizes plain calls, and one for each of its loops."""
-    for kernel, dims in product(PRODUCTS, (64, 128)):
-        row = row_for(arch, Wanted(kernel, dims, 2, sum(WINDOWS[0]), False))
+    """A line for every row of bfloat16 that sizes plain calls, with heads of their own and with `GROUP` that
+    share keys, and one for each of its loops."""
+    for kernel, dims, reach in product(PRODUCTS, (64, 128), (NARROW_REACH, sum(WINDOWS[0]))):
+        row = row_for(arch, Wanted(kernel, dims, 2, reach, False))._replace(reach=reach)
         code = plain(row, arch).code
-        yield f"{kernel} D {dims} {row.tiles}: {told(estimates(row, arch))}; {row.origin}"
+        yield f"{kernel} D {dims} {row.tiles}: {told(row, estimates(row, arch))}; {row.origin}"
+        if kernel != "grad_keys":
+            yield f"    {GROUP} heads that share keys: {told(row, estimates(row, arch, GROUP))}"
         for loop in code.tile_loops:
             yield f"    {dict(counted(code, loop).most_common())}"
 

@@ -31,7 +31,7 @@ TENSOR = 2 * BATCH * HEADS * LENGTH * DIM / 1e6  # megabytes of q in bfloat16
 _FREE = ("empty", "new_empty", "detach", "lift_fresh", "alias")  # allocations and views
 _FEW = {  # whole tensors of which a kernel needs a few rows
     "grad_columns": ("k", "v"),
-    "sum_parts": ("to",),
+    "sum_parts": ("to", "other_to"),
     "combine": ("out", "lse"),
     "listed": ("q", "out", "grad_out", "grad_q", "lse", "delta"),
 }
