@@ -27,6 +27,7 @@ from lf_backend.backends.triton.tiles import (
     shared,
     span,
     unpadded,
+    without_holes,
     write,
 )  # fmt: skip
 
@@ -48,8 +49,8 @@ def _at_steps(batch, head, step, stop, residue, dilation, positions, listed, doc
 
 @triton.jit
 def _band_to_keys(
-    state, k_tile, v_tile, q, grad_out, lse, delta, queries, heads, total, key_step, key, there, keys, band,
-    dims, padding, scoring, bias, dropout,
+    state, k_tile, v_tile, q, grad_out, lse, delta, queries, heads, total, key_step, key, keys, band, dims,
+    padding, scoring, bias, dropout,
     HEAD_DIM: tl.constexpr, PLAIN: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     inside = queries.inside
@@ -62,9 +63,9 @@ def _band_to_keys(
     across = down(queries)
     own_lse = rows_of(lse, heads, total, across, inside[None, :], float("inf"), MASKED)
     own_delta = rows_of(delta, heads, total, across, inside[None, :], 0.0, MASKED)
-    score, capped, _ = band_scores(
-        k_tile, q_tile, across, key_step[:, None], there[:, None], keys, band, padding, scoring, bias,
-        PLAIN, PRECISION, MASKED,
+    score, capped, _ = band_scores(  # padded keys are cleared once, at the end
+        k_tile, q_tile, across, key_step[:, None], None, keys, band, None, scoring, bias, PLAIN, PRECISION,
+        MASKED,
     )  # fmt: skip
     dropped = factors(dropout, across, key[:, None])
     return to_keys(
@@ -116,8 +117,7 @@ def grad_keys(
             documents, batch, keys, begin, end, residue, band.dilation, first, stop
         )
         low, high, inner, outer = span(begin, end, right, left, low, high, all_low, all_high, ROWS)
-        if padding is not None:
-            outer = tl.where(holes, inner, outer)
+        high, inner, outer, last = without_holes(low, high, inner, outer, padding, holes)
     else:
         low, high = among(documents, batch, keys, begin, tl.minimum(begin + KEYS, length) - 1, listed)
         inner, outer = low, low
@@ -130,7 +130,7 @@ def grad_keys(
             )  # fmt: skip
             grad_of_k, grad_of_v, _ = _band_to_keys(
                 (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
-                key_step, key, is_real, there, band, dims, padding, scoring, bias, dropout,
+                key_step, key, there, band, dims, padding, scoring, bias, dropout,
                 HEAD_DIM, PLAIN, PRECISION, False,
             )  # fmt: skip
         for tile in tl.range(0, edges(low, high, inner, outer, ROWS)):
@@ -141,15 +141,30 @@ def grad_keys(
             )  # fmt: skip
             grad_of_k, grad_of_v, found = _band_to_keys(
                 (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
-                key_step, key, is_real, there, band, dims, padding, scoring, bias, dropout,
+                key_step, key, there, band, dims, None, scoring, bias, dropout,
                 HEAD_DIM, PLAIN, PRECISION, True,
             )  # fmt: skip
             if FEW:
+                if padding is not None:
+                    found = tl.where(is_real[:, None], found, 0.0).to(k_tile.dtype)
                 found = tl.dot(tl.trans(found), k_tile, input_precision=PRECISION)
                 example = block * (tl.num_programs(0) // blocks // (heads // group)) + batch
                 target = rows_at(grad_q, example, head, here.slot)
                 write(grad_q, target, here.slot < listed, dims, found * scale, HEAD_DIM)
-    if padding is not None:  # tiles without masks have given padded keys a gradient
+        if padding is not None and positions is None:
+            has_holes = last > low  # a loop without rounds costs more
+            if has_holes:
+                for at in tl.range(low, last, ROWS):
+                    here = _at_steps(
+                        batch, head, at + lanes, last, residue, band.dilation, positions, listed, documents,
+                        queries, keys,
+                    )  # fmt: skip
+                    grad_of_k, grad_of_v, _ = _band_to_keys(
+                        (grad_of_k, grad_of_v), k_tile, v_tile, q, grad_out, lse, delta, here, heads, queries,
+                        key_step, key, there, band, dims, padding, scoring, bias, dropout,
+                        HEAD_DIM, PLAIN, PRECISION, True,
+                    )  # fmt: skip
+    if padding is not None:
         grad_of_k = tl.where(is_real[:, None], grad_of_k, 0.0)
         grad_of_v = tl.where(is_real[:, None], grad_of_v, 0.0)
     grad_of_k = grad_of_k * scale
