@@ -209,10 +209,10 @@ def _runs(run: Run) -> bool:
 
 
 def causal(bench: Bench) -> Iterator[Row]:
-    """Causal window of 1,024 keys, 64 heads that share 8, as large models have it."""
-    for length in (4096, 8192, 16384, 32768):
-        work = Work(lf.Window.causal(1024), batch=2, heads=64, kv_heads=8, length=length)
-        yield from _named(f"N {length}", bench, work, PEERS)
+    """Causal windows of 1,024 keys and of 128, 64 heads that share 8, as large models have it."""
+    for keys, length in product((1024, 128), (4096, 8192, 16384, 32768)):
+        work = Work(lf.Window.causal(keys), batch=2, heads=64, kv_heads=8, length=length)
+        yield from _named(f"{keys} keys, N {length}", bench, work, PEERS)
 
 
 def two_sided(bench: Bench) -> Iterator[Row]:
