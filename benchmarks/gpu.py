@@ -33,7 +33,7 @@ from torch import Tensor
 
 import lf_backend as lf
 from benchmarks import peers, record
-from benchmarks.gpu_model import PRODUCTS, WINDOWS, modelled
+from benchmarks.gpu_model import NARROW, PRODUCTS, WINDOWS, modelled
 from benchmarks.record import Row
 from benchmarks.tune import MODELLED, run_of, window_call
 from lf_backend.backends.triton import devices
@@ -177,9 +177,9 @@ def _kit(bench: Bench, chosen: str) -> Iterator[Row]:
 
 
 def sizes(bench: Bench) -> Iterator[Row]:
-    """Kernels alone, for windows of 256 + 256 and causal 1,024: sizes that ship, others, and the model."""
+    """Kernels alone, for windows of 128 to 1,024 keys: sizes that ship, others, and the model."""
     device = devices.of(bench.device)
-    for (left, right), dims, kernel in product(WINDOWS, (64, 128), PRODUCTS):
+    for (left, right), dims, kernel in product((*WINDOWS, *NARROW), (64, 128), PRODUCTS):
         work = bench.scaled(Work(lf.Window(left, right), batch=1, head_dim=dims))
         wanted = Wanted(kernel, work.head_dim, work.dtype.itemsize, left + right, False)
         ships = device.tiles(wanted)
@@ -209,10 +209,10 @@ def _runs(run: Run) -> bool:
 
 
 def causal(bench: Bench) -> Iterator[Row]:
-    """Causal window of 1,024 keys, 64 heads that share 8, as large models have it."""
-    for length in (4096, 8192, 16384, 32768):
-        work = Work(lf.Window.causal(1024), batch=2, heads=64, kv_heads=8, length=length)
-        yield from _named(f"N {length}", bench, work, PEERS)
+    """Causal windows of 1,024 keys and of 128, 64 heads that share 8, as large models have it."""
+    for keys, length in product((1024, 128), (4096, 8192, 16384, 32768)):
+        work = Work(lf.Window.causal(keys), batch=2, heads=64, kv_heads=8, length=length)
+        yield from _named(f"{keys} keys, N {length}", bench, work, PEERS)
 
 
 def two_sided(bench: Bench) -> Iterator[Row]:

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.gpu_model import CLOCK, PRODUCTS, estimates, told
+from benchmarks.gpu_model import GROUP, NARROW_REACH, PRODUCTS, estimates, told
 from lf_backend.backend import Call
 from lf_backend.backends.triton import devices, launch, tuning
 from lf_backend.backends.triton.ahead import CALLS, DTYPES, SHARED_BYTES, built, example, shipped
@@ -75,12 +75,20 @@ CANDIDATES = {
         (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 2), (16, 16, 4, 1), (16, 16, 8, 1),
     ),
 }  # fmt: skip
+_MODELLED_BY_QUERY = (
+    (64, 64, 4, 3), (64, 64, 4, 3, 128), (64, 32, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3, 128),
+    (64, 32, 4, 3, 168), (64, 64, 4, 2),
+)  # fmt: skip
+TIE = 1.1  # by which the model has to prefer a candidate to those before it, smaller and without a limit
 MODELLED = {  # in half precision, the best known first: four warps for every 64 rows of a product
-    "forward": ((64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-    "grad_queries": ((64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-    "grad_keys": ((64, 64, 4, 3), (32, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2), (32, 32, 4, 2)),
-}
-ORDERED = [80, 86, 90, "gfx942"]  # sm_100 has memory of its own for products, which changes what is fast
+    "forward": _MODELLED_BY_QUERY,
+    "grad_queries": _MODELLED_BY_QUERY,
+    "grad_keys": (
+        (64, 64, 4, 3), (64, 64, 4, 3, 168), (32, 64, 4, 3), (32, 64, 4, 3, 168), (64, 64, 4, 2),
+        (32, 64, 4, 2), (32, 32, 4, 2),
+    ),
+}  # fmt: skip
+ORDERED = [80, 86, 90, 100, "gfx942"]
 
 
 def main() -> None:
@@ -122,25 +130,36 @@ def _arch(name: str, parser: argparse.ArgumentParser) -> int | str:
 
 
 def _by_model(arch: int | str, kernels: list[str], console: Console) -> Iterator[TilesRow]:
-    """The fastest candidates by the model; for AMD's, which it does not know, the first that fit."""
+    """The fastest candidates by the model, for all windows, and for narrow ones where these want others; for
+    AMD's, which it does not know, the first that fit."""
     for dims, kernel in product((64, 128), [kernel for kernel in kernels if kernel in PRODUCTS]):
-        best: tuple[float, TilesRow | None] = 0.0, None
-        for tiles in map(Tiles._make, MODELLED[kernel]):
-            row = TilesRow(
-                arch, kernel, dims, 2, ANY_REACH, False, tiles, f"compiled for {arch}, not measured"
-            )
-            if not _fits(row, arch, console):
-                continue
-            if not isinstance(arch, int) or arch not in CLOCK:
-                best = 1.0, row
-                break
-            found = estimates(row, arch)
-            console.print(f"    {told(found)}")
-            if found and (speed := geometric_mean(one.tflops for one in found)) > best[0]:
-                best = speed, row._replace(origin=told(found))
-        if best[1] is None:
-            raise SystemExit(f"no candidate of {kernel} for head dimension {dims} fits {arch}")
-        yield best[1]
+        origin = f"compiled for {arch}, not measured"
+        wide = _modelled(TilesRow(arch, kernel, dims, 2, ANY_REACH, False, LARGEST[2], origin), console)
+        yield wide
+        if isinstance(arch, int):
+            narrow = _modelled(wide._replace(reach=NARROW_REACH), console)
+            if narrow.tiles != wide.tiles:
+                yield narrow
+
+
+def _modelled(row: TilesRow, console: Console) -> TilesRow:
+    """The row with the candidate that the model takes for the fastest, of those that all its devices take."""
+    best: tuple[float, TilesRow | None] = 0.0, None
+    archs = [row.arch, *(other for other, like in tuning.LIKE.items() if like == row.arch)]
+    for sizes in MODELLED[row.kernel]:
+        candidate = row._replace(tiles=Tiles(*sizes))
+        if not all(_fits(candidate, arch, console) for arch in archs):
+            continue
+        if not isinstance(row.arch, int):
+            return candidate
+        found = estimates(candidate, row.arch)
+        console.print(f"    {told(candidate, found)}")
+        every = found + (estimates(candidate, row.arch, GROUP) if row.kernel != "grad_keys" else [])
+        if found and (speed := geometric_mean(one.tflops for one in every)) > TIE * best[0]:
+            best = speed, candidate._replace(origin=told(candidate, found))
+    if best[1] is None:
+        raise SystemExit(f"no candidate of {row.kernel} for head dimension {row.dims} fits {row.arch}")
+    return best[1]
 
 
 def _by_compiling(archs: list[int | str], kernels: list[str], console: Console) -> Iterator[TilesRow]:
@@ -258,7 +277,8 @@ def _place(row: TilesRow) -> tuple[Any, ...]:
 
 
 def _data(row: TilesRow) -> dict[str, Any]:
-    return {name: value for name, value in row._asdict().items() if value is not None}
+    sizes = row.tiles if row.tiles.registers else row.tiles[:4]
+    return {name: value for name, value in {**row._asdict(), "tiles": sizes}.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def title(kernel: Shipped) -> str:
     """A test's name; rows for the installed version of Triton alone are its own."""
     row = kernel.row
     words = [kernel.arch, row.kernel, row.dims, row.bytes, "extras" if kernel.extras else "plain"]
-    return "-".join(map(str, [*words, *row.tiles, *(["own"] if row.version else [])]))
+    sizes = row.tiles if row.tiles.registers else row.tiles[:4]
+    return "-".join(map(str, [*words, *sizes, *(["own"] if row.version else [])]))
 
 
 def hardest() -> list[Shipped]:

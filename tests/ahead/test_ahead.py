@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 import lf_backend as lf
+from lf_backend.backend import Call, Columns
 from lf_backend.backends.triton import forward, tuning
 from lf_backend.backends.triton.ahead import (
     CALLS,
     KERNELS,
     SHARED_BYTES,
+    TENSOR_COLUMNS,
     Shipped,
     Target,
     built,
@@ -22,8 +25,11 @@ from lf_backend.backends.triton.ahead import (
 )
 from lf_backend.backends.triton.tuning import INSTALLED, LIKE, Tiles, TilesRow, Wanted, row_for, table
 from lf_backend.ops.documents import boundaries
+from lf_backend.pattern.bands import EVERYTHING
+from lf_backend.pattern.lowered import Lowered
 from tests.ahead.compiled import hardest, title, used
 
+FEW_LOCAL = 24
 ARCHS = [arch for arch in SHARED_BYTES if arch not in LIKE]
 
 
@@ -58,6 +64,38 @@ def test_packed_documents_and_padding_build_and_fit(arch: int | str) -> None:
     padding = torch.zeros(1, 1024, dtype=torch.bool)
     for found in compiled(replace(call, documents=documents, key_padding=padding), Target.named(arch)):
         assert found.fits(arch), found
+
+
+def _padded(dims: int) -> Call:
+    """A call with padding and one global token, whose gradients are found with those of the queries."""
+    call = example(torch.bfloat16, dims, 512, False, "cpu", 1024)
+    at = torch.zeros(1, 1, dtype=torch.int64)
+    return replace(
+        call, columns=Columns(at, at >= 0, False), key_padding=torch.zeros(1, 1024, dtype=torch.bool)
+    )
+
+
+def _packed(dims: int) -> Call:
+    """Heads in fours that share keys, a narrow window."""
+    call = example(torch.bfloat16, dims, 512, False, "cpu", 1024)
+    return replace(call, k=call.k[:, ::4], v=call.v[:, ::4], lowered=lf.Window(127, 0).lowered)
+
+
+def _row(dims: int) -> Call:
+    """A row of a global token."""
+    call = replace(_padded(dims), columns=None, positions=torch.zeros(1, 1, dtype=torch.int64))
+    return replace(call, lowered=Lowered((EVERYTHING,), (), False, ()))
+
+
+@pytest.mark.parametrize(("arch", "dims"), [(80, 128), (90, 64), (90, 128), (100, 64)])
+@pytest.mark.parametrize("make", [_padded, _packed, _row])
+def test_other_calls_of_the_same_rows(arch: int, dims: int, make: Callable[[int], Call]) -> None:
+    """They may touch local memory a few times: by the model other sizes would be slower."""
+    found = compiled(make(dims), Target.named(arch))
+    assert len(found) >= 2
+    for one in found:
+        assert one.shared <= SHARED_BYTES[arch] and one.tensor <= TENSOR_COLUMNS, one
+        assert one.looped <= (0 if make is _packed else FEW_LOCAL), f"{one.looped} in {one}"
 
 
 @pytest.mark.parametrize("arch", LIKE)

@@ -51,6 +51,28 @@ def test_a_loop_without_local_memory() -> None:
     assert parsed(listing, SASS).local_in_loops == 0
 
 
+def test_what_lies_behind_the_end_returns() -> None:
+    """Waits for products of sm_100: their loops are theirs, and the way back is none."""
+    code = parsed(
+        _sass(
+            ".L_x_0:",
+            "UTCHMMA gdesc[UR4], gdesc[UR6], tmem[UR27], tmem[UR22], idesc[UR23], !UPT",
+            "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR15], R2",
+            "@!P0 BRA `(.L_x_2)",
+            ".L_x_1:",
+            "BRA.U UP0, `(.L_x_0)",
+            "EXIT",
+            ".L_x_2:",
+            "SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR15], R2",
+            "@!P0 BRA `(.L_x_2)",
+            "BRA `(.L_x_1)",
+        ),
+        SASS,
+    )
+    assert code.loops == (Loop(0, 3), Loop(5, 6)) and code.tile_loops == [Loop(0, 3)]
+    assert code.skips == ((2, 5),)
+
+
 def test_loops_of_amd() -> None:
     code = parsed(
         "kernel:\n"

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.gpu_model import (
     BYTES_PER_CYCLE,
     L2_LATENCY,
+    TENSOR_LATENCY,
     Simulation,
     step_of,
     tensor_cycles,
@@ -72,6 +73,31 @@ def test_a_trace_repeats_loops_over_tiles_alone() -> None:
     found = trace(code, (3, 1), stages=2)
     assert [at for at, _ in found] == [0, 1, 2, 1, 2, 1, 2, 3, 4, 7], "the third, over columns, has no round"
     assert [last for _, last in found][1:7] == [False, False, False, False, True, True]
+
+
+def test_a_trace_goes_around_a_loop_that_does_not_run() -> None:
+    """With what fills its pipeline; but not around one that runs."""
+    names = ("BRA", "LDGSTS", "FFMA", "BRA", "BRA", "FFMA", "BRA", "EXIT")
+    code = Code(tuple(Instruction(name, "") for name in names), (Loop(2, 3), Loop(5, 6)), ((0, 4), (4, 7)))
+    assert [at for at, _ in trace(code, (1, 0), stages=2)] == [0, 1, 2, 3, 4, 7]
+    assert [at for at, _ in trace(code, (0, 1), stages=2)] == [0, 4, 5, 6, 7]
+
+
+def test_an_end_before_the_loops_is_that_of_programs_without_work() -> None:
+    names = ("EXIT", "FFMA", "BRA", "EXIT", "NOP")
+    code = Code(tuple(Instruction(name, "") for name in names), (Loop(1, 2),))
+    assert [at for at, _ in trace(code, (2,), stages=1)] == [0, 1, 2, 1, 2, 3]
+
+
+def test_products_in_tensor_memory_are_waited_for() -> None:
+    """Two of them of 100 cycles, then their sum is read, 32 columns of it."""
+    product = Instruction("UTCHMMA", "gdesc[UR4], gdesc[UR6], tmem[UR27]", control=_control())
+    commit = Instruction("UTCBAR", "[UR53], URZ", control=_control())
+    wait = Instruction("SYNCS.PHASECHK.TRANS64.TRYWAIT", "P0, [UR15], R2", control=_control())
+    read = Instruction("LDTM.x32", "R4, tmem[UR51]", control=_control())
+    steps = [step_of(one, 100, share=100.0) for one in (product, product, commit, wait, read, read)]
+    found = Simulation(steps, [(at, False) for at in range(len(steps))], 1).run(1, 1)
+    assert found == 200 + TENSOR_LATENCY + 1 + 32 + 1
 
 
 @pytest.mark.parametrize(("own", "other"), [(64, 64), (128, 64), (64, 32), (32, 128)])

@@ -9,7 +9,9 @@ Tiles of keys that all queries of a block see run without masks.
     plan.py       what shapes say of them, kept for calls of one kind
     tuning.py     sizes of tiles, as data
     forward.py    the forward kernel, and the one that joins parts
-    backward.py   gradients of queries, of keys and values, of global columns
+    grad_queries.py, grad_keys.py, grad_columns.py   a kernel of the backward each
+    gradients.py  gradients of tiles of scores, for these
+    sums.py       parts of gradients added up, and grad_out * out
     pairs.py      tiles of keys and their scores
     tiles.py      addresses, window arithmetic, hashes
     device.py     the device that kernels run on

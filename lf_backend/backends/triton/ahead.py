@@ -42,6 +42,8 @@ SHARED_BYTES: Mapping[int | str, int] = {  # of one program
     "gfx942": 64 << 10,
 }  # fmt: skip
 
+TENSOR_COLUMNS = 512  # of a processor
+
 KERNELS = ("forward", "grad_queries", "grad_keys", "grad_columns")
 CALLS = ((64, 2), (128, 2), (256, 2), (64, 4), (128, 4))  # head dimensions, bytes of an element
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -55,6 +57,7 @@ class Compiled:
         registers: of a thread.
         spills: bytes of local memory of a thread.
         shared: bytes of a program's shared memory.
+        tensor: columns of its tensor memory, which is sm_100's for products.
         assembly: what Triton has made of it, by kind.
     """
 
@@ -63,6 +66,7 @@ class Compiled:
     registers: int
     spills: int
     shared: int
+    tensor: int
     assembly: Mapping[str, Any] = field(repr=False)
 
     @cached_property
@@ -76,8 +80,8 @@ class Compiled:
         return self.code.local_in_loops if self.spills else 0
 
     def fits(self, arch: int | str) -> bool:
-        """Whether a device has the shared memory, and no loop over tiles touches local memory."""
-        return self.shared <= SHARED_BYTES[arch] and self.looped == 0
+        """Whether a device has the memory, and no loop over tiles touches local memory."""
+        return self.shared <= SHARED_BYTES[arch] and self.tensor <= TENSOR_COLUMNS and self.looped == 0
 
 
 class Shipped(NamedTuple):
@@ -116,8 +120,9 @@ class Target(Device):
             return
         done = kernel.warmup(**arguments, grid=grid, **options(size))
         registers, spills = _usage(done.asm)
-        shared = done.metadata.shared
-        self.found.append(Compiled(name, size, registers, spills, shared, done.asm))
+        found = done.metadata
+        tensor = getattr(found, "tmem_size", 0)
+        self.found.append(Compiled(name, size, registers, spills, found.shared, tensor, done.asm))
 
 
 def compiled(call: Call, target: Target) -> list[Compiled]:

@@ -1,7 +1,8 @@
 """Compiled kernels as their device runs them: SASS of NVIDIA or GCN of AMD, its loops, and what is in these.
 
-A loop is what lies between a branch backwards and its target: compilers lay loops out as one piece. Loops
-over tiles are those with products that hold no other such loop; waits for copies are loops in them.
+A loop is what lies between a branch backwards and its target: compilers lay loops out as one piece. What they
+lay out behind the end of a kernel, as waits for products on sm_100, returns by a branch that ends no loop.
+Loops over tiles are those with products that hold no other such loop; waits for copies are loops in them.
 
 The words of SASS and its control codes: Jia et al., "Dissecting the NVIDIA Volta GPU architecture via
 microbenchmarking" (2018), chapter 2. They are the same from Volta on.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,10 +64,11 @@ class Loop(NamedTuple):
 
 
 class Code(NamedTuple):
-    """A kernel's instructions in order, and its loops."""
+    """A kernel's instructions in order, its loops, and its branches forwards with their targets."""
 
     instructions: tuple[Instruction, ...]
     loops: tuple[Loop, ...]
+    skips: tuple[tuple[int, int], ...] = ()
 
     @property
     def tile_loops(self) -> list[Loop]:
@@ -124,14 +126,23 @@ def parsed(text: str, instruction: re.Pattern[str]) -> Code:
             found.append(
                 Instruction(parts["name"], parts["operands"].strip(), parts.get("guard") or "", control)
             )
-    return Code(tuple(found), tuple(_loops(found, labels)))
+    branches = list(_branches(found, labels))
+    skips = tuple((at, target) for at, target in branches if target > at)
+    return Code(tuple(found), tuple(_loops(found, branches)), skips)
 
 
-def _loops(instructions: list[Instruction], labels: Mapping[str, int]) -> list[Loop]:
-    found = []
+def _branches(instructions: list[Instruction], labels: Mapping[str, int]) -> Iterator[tuple[int, int]]:
     for at, one in enumerate(instructions):
         if _BRANCH.match(one.name) and (target := re.search(r"\.L\w+", one.operands)):
-            first = labels.get(target[0], at)
-            if first < at:  # one that branches to itself ends a kernel
-                found.append(Loop(first, at))
+            yield at, labels.get(target[0], at)
+
+
+def _loops(instructions: list[Instruction], branches: list[tuple[int, int]]) -> list[Loop]:
+    found = []
+    end = max((at for at, one in enumerate(instructions) if one.name == "EXIT"), default=len(instructions))
+    for at, target in branches:
+        one = instructions[at]
+        returns = at > end and not one.guard and one.operands.startswith("`")
+        if target < at and not returns:  # one that branches to itself ends a kernel
+            found.append(Loop(target, at))
     return found

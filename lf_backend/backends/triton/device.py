@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from subprocess import SubprocessError
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from triton.errors import TritonError
 from lf_backend.backends.triton.tuning import Tiles, Wanted, row_for
 from lf_backend.errors import BuildError
 
+# Not compiled, or too large for the device; or a compiler of C that fails, a cache that cannot be written:
+# what Triton launches by is built as well.
+UNBUILT = (TritonError, SubprocessError, OSError)
 # What compilers and drivers say, in a plain RuntimeError, of a kernel that a device will never run.
 CANNOT_BE_BUILT = (
     "PassManager::run failed",
@@ -51,7 +55,7 @@ class Device:
         try:
             with torch.cuda.device(self.index):  # a kernel runs on the current device, not its tensors'
                 kernel[grid](**arguments, **options(size))
-        except TritonError as error:  # not compiled, or too large for the device
+        except UNBUILT as error:
             raise BuildError(f"{kernel.fn.__name__} with {size}: {error}") from error
         except RuntimeError as error:
             if not any(words in str(error) for words in CANNOT_BE_BUILT):
@@ -61,4 +65,5 @@ class Device:
 
 def options(size: Tiles) -> dict[str, Any]:
     """How a kernel is compiled. Multiply-adds are fused, whatever Triton's default is."""
-    return {"num_warps": size.warps, "num_stages": size.stages, "enable_fp_fusion": True}
+    found = {"num_warps": size.warps, "num_stages": size.stages, "enable_fp_fusion": True}
+    return {**found, "maxnreg": size.registers} if size.registers else found

@@ -8,7 +8,7 @@ import torch
 import triton
 from triton import knobs
 
-from lf_backend.backends.triton.device import Device
+from lf_backend.backends.triton.device import UNBUILT, Device
 from lf_backend.errors import BuildError
 
 
@@ -30,6 +30,6 @@ def _device(kind: str, index: int | None) -> Device:
     try:
         with torch.cuda.device(index):
             arch = triton.runtime.driver.active.get_current_target().arch
-    except RuntimeError as error:  # Triton builds its driver with a C compiler when first asked
+    except (RuntimeError, *UNBUILT) as error:  # Triton builds its driver when first asked
         raise BuildError(f"triton cannot drive the device: {error}") from error
     return Device(arch, torch.cuda.get_device_properties(index).multi_processor_count, index)

@@ -33,6 +33,7 @@ from lf_backend.backends.triton.tiles import (
     span,
     unit,
     unpadded,
+    without_holes,
     write,
 )  # fmt: skip
 
@@ -162,8 +163,8 @@ def forward(
         ROWS, PACK,
     )  # fmt: skip
     rows_here = across(here)
-    length = class_length(keys, residue, dilation)
-    there = Keys(batch, first_head // (heads // kv_heads), residue, length, keys)
+    low, high, holes = unpadded(padding, batch, residue, dilation, class_length(keys, residue, dilation))
+    there = Keys(batch, first_head // (heads // kv_heads), residue, high, keys)
     scoring = Scoring(scale, softcap)
     dims = tl.arange(0, DIMS)
     lanes = tl.arange(0, KEYS)
@@ -175,15 +176,13 @@ def forward(
     values = tl.zeros([ROWS, DIMS], tl.float32)
 
     if BAND:
-        low, high, holes = unpadded(padding, batch, residue, dilation, length)
         low, high, all_low, all_high = shared(
             documents, batch, keys, first, last, residue, dilation, low, high
         )
         low, high, inner, outer = span(first, last, left, right, low, high, all_low, all_high, KEYS)
         if PARTED:
             low, high, inner, outer = part_of(low, high, inner, outer, part, parts, KEYS)
-        if padding is not None:
-            outer = tl.where(holes, inner, outer)
+        high, inner, outer, stop = without_holes(low, high, inner, outer, padding, holes)
         for at in tl.range(inner, outer, KEYS):
             total, top, values = _join_band(
                 (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
@@ -192,9 +191,17 @@ def forward(
         for tile in tl.range(0, edges(low, high, inner, outer, KEYS)):
             at = edge(tile, low, inner, outer, KEYS)
             total, top, values = _join_band(
-                (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding, scoring,
+                (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, None, scoring,
                 bias, dropout, HEAD_DIM, PLAIN, PRECISION, True,
             )  # fmt: skip
+        if padding is not None:
+            has_holes = stop > low  # a loop without rounds costs more
+            if has_holes:
+                for at in tl.range(low, stop, KEYS):
+                    total, top, values = _join_band(
+                        (total, top, values), rows, rows_here, k, v, there, band, at + lanes, dims, padding,
+                        scoring, bias, dropout, HEAD_DIM, PLAIN, PRECISION, True,
+                    )  # fmt: skip
     if columns is not None:
         slots, end = among(
             documents, batch, keys, residue + first * dilation, residue + last * dilation, count

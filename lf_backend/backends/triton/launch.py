@@ -10,8 +10,8 @@ from torch import Tensor
 from lf_backend._device_constants import on_device
 from lf_backend._looked import once
 from lf_backend.backend import Call, Columns, Gradients
-from lf_backend.backends.triton import backward as backward_kernels
 from lf_backend.backends.triton import forward as forward_kernels
+from lf_backend.backends.triton import grad_columns, grad_keys, grad_queries, sums
 from lf_backend.backends.triton.device import Device
 from lf_backend.backends.triton.plan import LaunchPlan, dims_of, over, reach_of
 from lf_backend.backends.triton.tiles import Documents, Dropout, Padding, Taps, View
@@ -19,7 +19,7 @@ from lf_backend.backends.triton.tuning import Tiles
 from lf_backend.numerics import dropout
 
 DELTAS = Tiles(64, 64, 4, 1)  # rows of a program, and listed rows that it compares them with at a time
-SUMS = Tiles(16, 1, 4, 1)
+SUMS = Tiles(1, 32, 4, 1)  # a row of a program, and parts that it reads at a time
 
 
 def forward(call: Call, device: Device, into: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def deltas(
     batch, heads, queries, head_dim = out.shape
     delta, local = torch.empty_like(lse), torch.empty_like(lse)
     device.launch(
-        backward_kernels.deltas, (over(queries, DELTAS.rows) * heads * batch, 1), DELTAS,
+        sums.deltas, (over(queries, DELTAS.rows) * heads * batch, 1), DELTAS,
         grad_out=view(grad_out), out=view(out), lse=lse.contiguous(), delta=delta, local=local, heads=heads,
         rows=None if rows is None else once(_int32, rows), queries=queries,
         count=0 if rows is None else rows.shape[1], HEAD_DIM=head_dim, DIMS=dims_of(head_dim),
@@ -76,10 +76,13 @@ def backward(
     upstream = {"grad_out": view(grad_out), "lse": lse.contiguous(), "delta": delta.contiguous()}
     given.scoring.update(upstream)
     work = _Backward(call, device, plan, given)
-    grad_q, grad_bias = work.of_queries(None if into is None else into.q)
-    grad_k, grad_v = work.of_keys(None if into is None else (into.k, into.v))
-    if call.columns is not None:
-        work.of_columns(grad_k, grad_v)
+    if plan.grad_keys.shares:
+        return work.of_rows(into)
+    columns = None if call.columns is None else work.parts_of_columns()
+    grad_q, grad_bias = work.of_queries(None if into is None else into.q, columns)
+    grad_k, grad_v = work.of_keys(None if into is None else (into.k, into.v), None)
+    if columns is not None:
+        work.of_columns(columns, grad_k, grad_v)
     return Gradients(grad_q, grad_k, grad_v, grad_bias)
 
 
@@ -91,30 +94,42 @@ class _Backward(NamedTuple):
     plan: LaunchPlan
     given: Given
 
-    def of_queries(self, grad: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def of_rows(self, into: Gradients | None) -> Gradients:
+        """Compute all gradients of queries so few that each block of keys finds its part of theirs."""
+        plan, given, parts = self.plan, self.given, self.plan.grad_keys.shares
+        grad_q = self._new_grad_q() if into is None else into.q
+        partial = plan.partial(parts, grad_q.device)
+        grad_k, grad_v = self.of_keys(None if into is None else (into.k, into.v), partial)
+        self._sum((partial,), (grad_q,), given.positions, parts, plan.keys - plan.queries)
+        return Gradients(grad_q, grad_k, grad_v, None)
+
+    def of_queries(
+        self, grad: Tensor | None, columns: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the gradients of queries and of the band bias, and parts of few columns' on the way."""
         call, plan, given, step = self.call, self.plan, self.given, self.plan.grad_queries
-        if grad is None:
-            make = torch.empty if call.positions is None else torch.zeros
-            grad = make(call.q.shape, dtype=call.q.dtype, device=call.q.device)
+        grad = self._new_grad_q() if grad is None else grad
         found = grad if step.parts == 1 else plan.partial(step.parts, grad.device)
+        of_k, of_v = columns if columns is not None and step.shares else (None, None)
         grad_bias = taps = None
         if call.band_bias is not None:
             shape = (plan.batch, *call.band_bias.shape[1:])
             grad_bias = torch.zeros(shape, dtype=torch.float32, device=grad.device)
             taps = Taps(grad_bias, grad_bias.stride())
         self.device.launch(
-            backward_kernels.grad_queries, step.grid, step.size,
+            grad_queries.grad_queries, step.grid, step.size,
             **step.arguments, **given.scoring, positions=given.positions, columns=given.columns,
-            grad_q=view(found), grad_bias=taps, padding=given.padding,
+            grad_q=view(found), grad_bias=taps, grad_k=None if of_k is None else view(of_k),
+            grad_v=None if of_v is None else view(of_v), padding=given.padding,
         )  # fmt: skip
         if step.parts > 1:
-            self._sum(found, grad, given.positions, step.parts, plan.keys - plan.queries)
+            self._sum((found,), (grad,), given.positions, step.parts, plan.keys - plan.queries)
         if grad_bias is not None and call.band_bias is not None:
             grad_bias = grad_bias.sum(0, keepdim=True) if call.band_bias.shape[0] == 1 else grad_bias
             grad_bias = grad_bias.to(call.band_bias.dtype)
         return grad, grad_bias
 
-    def of_keys(self, into: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    def of_keys(self, into: tuple[Tensor, Tensor] | None, of_queries: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the band's gradients of keys; heads that share keys may be shared among programs."""
         call, plan, given = self.call, self.plan, self.given
         if plan.band is None:
@@ -129,37 +144,66 @@ class _Backward(NamedTuple):
             )
         grad_k, grad_v = into
         self.device.launch(
-            backward_kernels.grad_keys, step.grid, step.size,
+            grad_keys.grad_keys, step.grid, step.size,
             **step.arguments, **given.scoring, positions=given.positions, grad_k=view(grad_k),
-            grad_v=view(grad_v), padding=given.padding, ADD=add,
+            grad_v=view(grad_v), grad_q=None if of_queries is None else view(of_queries),
+            padding=given.padding, ADD=add,
         )  # fmt: skip
         if step.parts > 1:
             grouped = (plan.batch, plan.kv_heads, step.parts, *shape[2:])
             grad_k, grad_v = (x.view(grouped).sum(2).to(call.k.dtype) for x in (grad_k, grad_v))
         return grad_k, grad_v
 
-    def of_columns(self, grad_k: Tensor, grad_v: Tensor) -> None:
-        """Overwrite the gradients of global columns."""
-        plan, given, step = self.plan, self.given, self.plan.grad_columns
-        shape = (step.parts * plan.batch, plan.kv_heads, plan.count, plan.head_dim)
-        found = [torch.empty(shape, dtype=torch.float32, device=grad_k.device) for _ in "kv"]
-        self.device.launch(
-            backward_kernels.grad_columns, step.grid, step.size,
-            **step.arguments, **given.scoring, columns=given.columns, grad_k=view(found[0]),
-            grad_v=view(found[1]), padding=given.padding,
-        )  # fmt: skip
-        for grad, partial in zip((grad_k, grad_v), found, strict=True):
-            self._sum(partial, grad, given.columns, step.parts, 0)
-
-    def _sum(self, partial: Tensor, to: Tensor, positions: Tensor | None, parts: int, first: int) -> None:
-        """Sum partial [parts * B, H, slots, D] into the rows of `to` at positions, which begin at `first`."""
+    def parts_of_columns(self) -> tuple[Tensor, Tensor]:
+        """Memory for what every part finds for the columns' k and v, float32 [parts * B, Hkv, count, D]."""
         plan = self.plan
-        heads, slots = partial.shape[1:3]
+        parts = plan.grad_queries.shares or plan.grad_columns.parts
+        shape = (parts * plan.batch, plan.kv_heads, plan.count, plan.head_dim)
+        device = self.call.k.device
+        return (
+            torch.empty(shape, dtype=torch.float32, device=device),
+            torch.empty(shape, dtype=torch.float32, device=device),
+        )
+
+    def of_columns(self, found: tuple[Tensor, Tensor], grad_k: Tensor, grad_v: Tensor) -> None:
+        """Overwrite the gradients of global columns, whose parts the queries have found if they are few."""
+        plan, given = self.plan, self.given
+        parts = plan.grad_queries.shares
+        if not parts:
+            step = plan.grad_columns
+            parts = step.parts
+            self.device.launch(
+                grad_columns.grad_columns, step.grid, step.size,
+                **step.arguments, **given.scoring, columns=given.columns, grad_k=view(found[0]),
+                grad_v=view(found[1]), padding=given.padding,
+            )  # fmt: skip
+        self._sum(found, (grad_k, grad_v), given.columns, parts, 0)
+
+    def _sum(
+        self,
+        partial: tuple[Tensor, ...],
+        to: tuple[Tensor, ...],
+        positions: Tensor | None,
+        parts: int,
+        first: int,
+    ) -> None:
+        """Sum each partial [parts * B, H, slots, D] into the rows of its `to` at positions, from `first` on.
+
+        There are one or two of them.
+        """
+        plan, pair = self.plan, len(to) == 2
+        heads, slots = partial[0].shape[1:3]
         self.device.launch(
-            backward_kernels.sum_parts, (over(slots, SUMS.rows) * heads * plan.batch, 1), SUMS,
-            partial=view(partial), to=view(to), positions=positions, heads=heads, slots=slots, parts=parts,
-            first=first, HEAD_DIM=plan.head_dim, DIMS=plan.dims, SLOTS=SUMS.rows,
+            sums.sum_parts, (slots * heads * plan.batch, 1), SUMS,
+            partial=view(partial[0]), to=view(to[0]), other_partial=view(partial[1]) if pair else None,
+            other_to=view(to[1]) if pair else None, positions=positions, heads=heads, slots=slots,
+            parts=parts, first=first, HEAD_DIM=plan.head_dim, DIMS=plan.dims, PARTS=SUMS.keys, PAIR=pair,
         )  # fmt: skip
+
+    def _new_grad_q(self) -> Tensor:
+        """Memory for the gradient of q, which is 0 where queries are listed and this one is not."""
+        make = torch.empty if self.call.positions is None else torch.zeros
+        return make(self.call.q.shape, dtype=self.call.q.dtype, device=self.call.q.device)
 
 
 def view(x: Tensor) -> View:

@@ -65,7 +65,9 @@ def band_scores(
             least = tl.maximum(begin - queries.step + band.left, 0)
             taps = tl.minimum(taps, band.left + end - queries.step) - least
         taps = tl.where(queries.inside, tl.maximum(taps, 0), 0)  # below 0 where all keys are ahead: left < 0
-        # One comparison for both ends: a tap below the least is a large one without its sign.
+        # One comparison for both ends: a tap below the least is a large one without its sign. Tiles at the
+        # left and at the right end apart would save the subtraction, 32 of 438 instructions of such a tile on
+        # sm_90, 1.5 % of a window of 256 + 256, and take one loop more, whose pipeline is filled once more.
         seen = (tap - least).to(tl.uint32, bitcast=True) < taps.to(tl.uint32, bitcast=True)
         if padding is not None and MASKED:
             seen = seen & there

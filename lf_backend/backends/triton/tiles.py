@@ -225,6 +225,22 @@ def span(first, last, before, after, low, high, all_low, all_high, TILE: tl.cons
 
 
 @triton.jit
+def without_holes(low, high, inner, outer, padding, holes):
+    """The span, in which nothing is padded and no mask has to be looked at; with holes an empty one.
+
+    Returns:
+        high, inner, outer; and the end of a span with holes, which begins at `low`.
+    """
+    stop = low
+    if padding is not None:
+        stop = tl.where(holes, high, low)
+        high = tl.where(holes, low, high)
+        inner = tl.where(holes, low, inner)
+        outer = tl.where(holes, low, outer)
+    return high, inner, outer, stop
+
+
+@triton.jit
 def part_of(start, stop, inner, outer, part, parts, TILE: tl.constexpr):
     """The part-th of equal parts of a span, in whole tiles."""
     size = tl.cdiv(tl.cdiv(stop - start, TILE), parts) * TILE

@@ -24,12 +24,15 @@ LIKE: dict[int | str, int] = {89: 86, 120: 86}
 
 
 class Tiles(NamedTuple):
-    """Rows (queries) and keys of a program's tile, warps that share it, loads in flight."""
+    """Rows (queries) and keys of a program's tile, warps that share it, loads in flight; and the most
+    registers of a thread, 0 for as many as a compiler likes: fewer make room for one program more on a
+    processor of NVIDIA's."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 class Wanted(NamedTuple):
