@@ -2,19 +2,16 @@
 
 Windows see the slice and what neighbours lend. Columns, the keys of global tokens, come from all ranks and
 are joined to the windows' softmax. Rows, the queries of global tokens, go to all ranks, each of which
-computes them over its own keys; the owner joins what comes back. The operator's queries are the last of its
-positions: a slice is followed by as many empty queries as there are keys ahead of it.
+computes them over its own keys; the owner joins what comes back.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from lf_backend import api
 from lf_backend.backends.portable.pieces import Piece, joined, sink
 from lf_backend.distributed.exchange import Parcel, exchange
 from lf_backend.distributed.pieces import Listed, as_piece, piece_of
@@ -22,6 +19,7 @@ from lf_backend.distributed.plan import Plan, planned, refusals
 from lf_backend.distributed.sharded import like
 from lf_backend.distributed.slices import returning
 from lf_backend.distributed.tokens import Tokens
+from lf_backend.distributed.windows import windows
 from lf_backend.errors import UnsupportedError
 from lf_backend.ops.options import Options, takes_options
 from lf_backend.pattern.terms import Pattern
@@ -114,9 +112,7 @@ def _attention(
 
 
 def _computed(plan: Plan) -> tuple[Tensor, Tensor]:
-    parcels = {**plan.near(), **plan.everywhere()}
-    arrived = dict(zip(parcels, exchange(plan.group, list(parcels.values())), strict=True))
-    out, lse = _windows(plan, arrived)
+    out, lse, arrived = windows(plan)
     if plan.tokens is None:
         return out, lse
     out, lse = _with_sinks(plan, [as_piece(out, lse), _columns(plan, plan.tokens, arrived)])
@@ -126,40 +122,6 @@ def _computed(plan: Plan) -> tuple[Tensor, Tensor]:
         padded = plan.a.key_padding[:, None]
         out, lse = out.masked_fill(padded[..., None], 0), lse.masked_fill(padded, -torch.inf)
     return out.to(plan.a.q.dtype), lse
-
-
-def _windows(plan: Plan, arrived: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return out and lse of this rank's queries over windows and rules alone, with sinks if that is all."""
-    a, own, reach = plan.a, plan.own, plan.reaches[plan.group.rank]
-    empty = reach.stop - own.stop
-    near = plan.near_pattern  # held until the operator has found it
-    hidden, start = arrived.get("hidden"), arrived.get("start")
-    arguments = api.checked_arguments(
-        _longer(a.q, empty),
-        arrived["k"],
-        arrived["v"],
-        near,
-        Options(
-            key_padding=None if hidden is None else hidden[:, 0, :, 0],
-            documents=None if start is None else start[:, 0, :, 0],
-            band_bias=None if a.band_bias is None else _longer(a.band_bias, empty),
-            sinks=a.sinks if plan.tokens is None else None,
-            scale=a.scale,
-            softcap=a.softcap,
-            backend=a.backend or None,
-        ),
-    )
-    if a.seed is not None:
-        seed = torch.cat([a.seed, a.seed.new_tensor([reach.start])])
-        arguments = replace(arguments, dropout_p=a.dropout_p, seed=seed)
-    out, lse = api.computed(arguments)
-    sizes = [len(own), empty]  # a split, whose backward writes once
-    return torch.split(out, sizes, 2)[0], torch.split(lse, sizes, 2)[0]
-
-
-def _longer(x: Tensor, more: int) -> Tensor:
-    """Return [B, H, n + more, ...] of x [B, H, n, ...], zeros behind it."""
-    return torch.cat([x, x.new_zeros(*x.shape[:2], more, *x.shape[3:])], 2) if more else x
 
 
 def _columns(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> Piece:

@@ -105,7 +105,7 @@ Matrix = list[list[int]]  # bytes from one rank to another in the forward's dire
 
 def _traffic(plan: Plan, halos: list[Route]) -> tuple[Matrix, Matrix]:
     """Return what travels in the forward, and what of it has a gradient that travels back."""
-    near, everywhere = ([x.tensor for x in some.values()] for some in (plan.near(), plan.everywhere()))
+    near, everywhere = list(plan.near().values()), [x for x, _ in plan.everywhere().values()]
     legs = [(near, halos)]
     if plan.tokens is not None:
         counts, a = plan.tokens.counts, plan.a

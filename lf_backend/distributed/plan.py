@@ -52,11 +52,16 @@ class Plan:
         """The positions of this rank."""
         return self.slices.range_of(self.group.rank)
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """How many positions windows reach back and ahead, in any head."""
+        spans = [band.span() for band in self.a.lowered.bands]
+        return max((back or 0 for back, _ in spans), default=0), max((x or 0 for _, x in spans), default=0)
+
     @cached_property
     def reaches(self) -> tuple[range, ...]:
         """The positions whose keys windows and rules show to the queries of each rank, in any head."""
-        spans = [(back or 0, ahead or 0) for back, ahead in (band.span() for band in self.a.lowered.bands)]
-        back, ahead = (max(reach, default=0) for reach in zip(*spans, strict=True)) if spans else (0, 0)
+        back, ahead = self.window
         heads, length = self.a.q.shape[1], self.slices.length
         found = []
         for rank, own in enumerate(self.slices.ranges):
@@ -72,21 +77,24 @@ class Plan:
         terms = windows + [Moved(rule, first, length) for rule in self.a.lowered.others]
         return union(*terms) if terms else Global()
 
-    def near(self) -> dict[str, Parcel]:
-        """Return what goes to the ranks whose windows reach it, by name.
-
-        Global tokens are hidden from windows like padding, so that no pair counts twice.
-        """
-        a, found = self.a, {"k": self.a.k, "v": self.a.v}
-        hidden = a.key_padding
+    @property
+    def hidden(self) -> Tensor | None:
+        """Bool [B, 1, n, 1], True where no window shows a key: padding, and global tokens, which are no
+        windows' so that no pair counts twice."""
+        hidden = self.a.key_padding
         if self.tokens is not None:
             hidden = self.tokens.marks if hidden is None else hidden | self.tokens.marks
-        if hidden is not None:
-            found["hidden"] = hidden[:, None, :, None]
-        if self.start is not None:
-            found["start"] = self.start[:, None, :, None]
-        route = self.slices.halo(self.group.rank, self.reaches)
-        return {name: Parcel(x, route) for name, x in found.items()}
+        return None if hidden is None else hidden[:, None, :, None]
+
+    @property
+    def begins(self) -> Tensor | None:
+        """Int64 [B, 1, n, 1], where in the row the document of each position begins; None without."""
+        return None if self.start is None else self.start[:, None, :, None]
+
+    def near(self) -> dict[str, Tensor]:
+        """Return what goes to the ranks whose windows reach it, by name."""
+        found = {"k": self.a.k, "v": self.a.v, "hidden": self.hidden, "start": self.begins}
+        return {name: x for name, x in found.items() if x is not None}
 
     def everywhere(self) -> dict[str, Parcel]:
         """Return what goes to all ranks, by name: global tokens as keys, and as queries."""

@@ -1,0 +1,249 @@
+"""Windows and rules over a slice and what neighbours lend, as one function with a derivative.
+
+The interior is computed while the halo is on its way, and in the backward while its gradients are. A part's
+gradients are those of a call in which all other rows are without effect, so that every part takes the
+log-sum-exp of the whole call and adds to one gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lf_backend import api
+from lf_backend.dispatch.select import preference
+from lf_backend.distributed.exchange import Parcel, add_returned, depart, depart_back, like_of, sum_returned
+from lf_backend.distributed.group import Group
+from lf_backend.distributed.parts import Part, Pieces, add, cut, parts_of
+from lf_backend.distributed.plan import Plan
+from lf_backend.distributed.slices import Route, gathering
+from lf_backend.ops import around_backend
+from lf_backend.ops.arguments import Arguments
+from lf_backend.pattern.interned import intern
+from lf_backend.pattern.terms import Pattern
+
+_FLOATS = ("q", "k", "v", "sinks", "band_bias")
+_OWN = (*_FLOATS, "hidden", "start", "seed")
+_LENT = ("k", "v", "hidden", "start")  # by neighbours
+_KEYS = ("k", "v")
+
+
+def windows(plan: Plan) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return out [B, H, n, Dv] and lse [B, H, n] of this rank's queries, and what came from all ranks.
+
+    Global tokens are hidden, and sinks count if there are none.
+    """
+    a, everywhere = plan.a, plan.everywhere()
+    sinks = a.sinks if plan.tokens is None else None
+    own = a.q, a.k, a.v, sinks, a.band_bias, plan.hidden, plan.begins, a.seed
+    apply: Any = _Windows.apply
+    out, lse, *arrived = apply(_Work.of(plan), *own, *(x for x, _ in everywhere.values()))
+    return out, lse, dict(zip(everywhere, arrived, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """The windows of a rank, without any tensor.
+
+    Attributes:
+        group: the ranks.
+        a: the call, its pattern without global tokens.
+        pattern: that pattern, held for the operator to find it.
+        own, reach: the positions of the slice, and of the keys that its queries see.
+        parts: what is computed together, the interior first.
+        halo: the way of keys to the ranks that see them.
+        gathered: the way of global tokens.
+    """
+
+    group: Group
+    a: Arguments
+    pattern: Pattern
+    own: range
+    reach: range
+    parts: list[Part]
+    halo: Route
+    gathered: Route
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Work:
+        rank, a = plan.group.rank, plan.a
+        pattern, reach = plan.near_pattern, plan.reaches[rank]
+        counts = plan.tokens.counts if plan.tokens else (0,) * plan.group.size
+        return cls(
+            plan.group,
+            replace(a.without_tensors(a.backend or preference()), pattern=intern(pattern)),
+            pattern,
+            plan.own,
+            reach,
+            parts_of(plan.own, reach, None if a.lowered.others else plan.window),
+            plan.slices.halo(rank, plan.reaches),
+            gathering(counts, rank),
+        )
+
+    @property
+    def interior(self) -> list[Part]:
+        """The part that needs no halo, if there is one."""
+        return [part for part in self.parts if part.keys == self.own]
+
+    @property
+    def edges(self) -> list[Part]:
+        """The parts that need it."""
+        return [part for part in self.parts if part.keys != self.own]
+
+    def sides(self, halo: Tensor) -> Pieces:
+        """Return what comes before the slice and what comes after it, with their places."""
+        before, own = len(range(self.reach.start, self.own.start)), self.own
+        ranges = range(self.reach.start, own.start), range(own.stop, self.reach.stop)
+        return list(zip(ranges, halo.split([before, halo.shape[2] - before], 2), strict=True))
+
+    def arguments(self, part: Part, own: Tensors, lent: Tensors) -> Arguments:
+        """Return the call of a part, given what lies in the slice and what neighbours have lent."""
+
+        def keys(name: str) -> Tensor | None:
+            if (x := own[name]) is None:
+                return None
+            if (halo := lent.get(name)) is None:
+                return cut([(self.own, x)], part.keys)
+            before, after = self.sides(halo)
+            return cut([before, (self.own, x), after], part.keys)
+
+        def rows(name: str) -> Tensor | None:
+            return None if (x := own[name]) is None else cut([(self.own, x)], part.rows)
+
+        hidden, start, seed = keys("hidden"), keys("start"), own["seed"]
+        tensors: dict[str, Any] = {
+            "q": rows("q"),
+            "k": keys("k"),
+            "v": keys("v"),
+            "sinks": own["sinks"],
+            "band_bias": rows("band_bias"),
+            "key_padding": None if hidden is None else hidden[:, 0, :, 0],
+            "documents": None if start is None else start[:, 0, :, 0],
+            "seed": None if seed is None else torch.cat([seed, seed.new_tensor([part.keys.start])]),
+        }
+        return replace(self.a, **tensors)
+
+    def gradients(
+        self, part: Part, own: Tensors, lent: Tensors, upstream: Sequence[Tensor | None], lse: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the gradients of a part's tensors by name.
+
+        Args:
+            upstream: gradients of out and lse, and out, of the slice.
+            lse: [B, H, n], of the slice.
+        """
+        grad_out, grad_lse, out = (None if x is None else cut([(self.own, x)], part.rows) for x in upstream)
+        a = self.arguments(part, own, lent)
+        assert grad_out is not None and out is not None
+        found = around_backend.backward(a, grad_out, grad_lse, out, _used(lse, self.own, part))
+        names = [name for name in _FLOATS if own[name] is not None]
+        return dict(zip(names, found, strict=True))
+
+
+Tensors = Mapping[str, Tensor | None]
+
+
+class _Windows(torch.autograd.Function):
+    """Takes the work, the tensors of `_OWN`, and those of global tokens, which go to all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, work: _Work, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        own: Tensors = dict(zip(_OWN, tensors, strict=False))
+        tokens: Any = tensors[len(_OWN) :]
+        near = {name: x for name in _LENT if (x := own[name]) is not None}
+        parcels = [Parcel(x, work.halo) for x in near.values()] + [Parcel(x, work.gathered) for x in tokens]
+        flight = depart(work.group, parcels)
+        found = [(part, api.computed(work.arguments(part, own, {}))) for part in work.interior]
+        landed = [torch.cat(pieces, 2) for pieces in flight.land()]
+        lent = dict(zip(near, landed, strict=False))
+        found += [(part, api.computed(work.arguments(part, own, lent))) for part in work.edges]
+        out, lse = (_placed([(part, x[which]) for part, x in found], work.own) for which in (0, 1))
+        arrived = landed[len(near) :]
+
+        ctx.work, ctx.names = work, list(near)
+        ctx.save_for_backward(out, lse, *own.values(), *lent.values())
+        ctx.tokens = [(like_of(x), x.shape[2]) for x in tokens]
+        ctx.set_materialize_grads(False)  # a gradient of the log-sum-exp that is none costs nothing
+        ctx.mark_non_differentiable(*(x for x in arrived if not x.is_floating_point()))
+        return out, lse, *arrived
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *grads: Tensor | None) -> Any:
+        work: _Work = ctx.work
+        out, lse, *saved = ctx.saved_tensors
+        own: Tensors = dict(zip(_OWN, saved, strict=False))
+        lent: dict[str, Tensor] = dict(zip(ctx.names, saved[len(_OWN) :], strict=True))
+        upstream = torch.zeros_like(out) if grad_out is None else grad_out, grad_lse, out
+        edges = [(part, work.gradients(part, own, lent, upstream, lse)) for part in work.edges]
+        back = [Parcel(_of_halo(work, lent[name], name, edges), work.halo) for name in _KEYS]
+        floats = [index for index, (like, _) in enumerate(ctx.tokens) if like.is_floating_point()]
+        back += [
+            Parcel(_or_zeros(grads[index], ctx.tokens[index][0], work), work.gathered) for index in floats
+        ]
+        flight = depart_back(work.group, back, [like_of(x) for x, _ in back])
+        found = [(part, work.gradients(part, own, lent, upstream, lse)) for part in work.interior] + edges
+        totals = {name: _total(work, found, name) for name in found[0][1]}
+        landed = flight.land()
+        rank = work.group.rank
+        for name, pieces in zip(_KEYS, landed, strict=False):
+            add_returned(totals[name], work.halo, pieces, rank)
+        returned: list[Tensor | None] = [None] * len(grads)
+        for index, pieces in zip(floats, landed[len(_KEYS) :], strict=True):
+            like, length = ctx.tokens[index]
+            returned[index] = sum_returned(like, length, work.gathered, pieces, rank)
+        return None, *map(totals.get, _OWN), *returned
+
+
+_Found = list[tuple[Part, dict[str, Tensor]]]  # gradients of parts
+
+
+def _placed(found: list[tuple[Part, Tensor]], own: range) -> Tensor:
+    """Return [B, H, n, ...] of the slice from what parts have found, the first of which has it all."""
+    (first, x), *others = found
+    total = cut([(first.rows, x)], own)
+    for part, new in others:
+        at = part.used.start - own.start
+        total[:, :, at : at + len(part.used)] = cut([(part.rows, new)], part.used)
+    return total
+
+
+def _used(lse: Tensor, own: range, part: Part) -> Tensor:
+    """Return lse [B, H, rows] of a part, -inf in rows that it does not answer, which have no effect."""
+    if part.rows == part.used:
+        return cut([(own, lse)], part.rows)
+    found = lse.new_full((*lse.shape[:2], len(part.rows)), -torch.inf)
+    at = part.used.start - part.rows.start
+    found[:, :, at : at + len(part.used)] = cut([(own, lse)], part.used)
+    return found
+
+
+def _of_halo(work: _Work, lent: Tensor, name: str, edges: _Found) -> Tensor:
+    """Return the gradient of what neighbours have lent of one tensor."""
+    total = torch.zeros_like(lent)
+    for at, side in work.sides(total):
+        for part, found in edges:
+            add(side, at, found[name], part.keys)
+    return total
+
+
+def _total(work: _Work, found: _Found, name: str) -> Tensor:
+    """Return the gradient of one tensor of the slice, the first part's with the others' added to it."""
+    if name == "sinks":
+        return torch.stack([grads[name] for _, grads in found]).sum(0)
+    places = [(part.keys if name in _KEYS else part.rows, grads[name]) for part, grads in found]
+    total = cut(places[:1], work.own)
+    for at, new in places[1:]:
+        add(total, work.own, new, at)
+    return total
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor, work: _Work) -> Tensor:
+    if grad is not None:
+        return grad
+    return like.new_zeros(*like.shape[:2], sum(work.gathered.counts), like.shape[3])
