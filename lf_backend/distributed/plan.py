@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lf_backend.api import checked_arguments
+from lf_backend.api import collected
 from lf_backend.distributed.documents import starts_of
 from lf_backend.distributed.exchange import Parcel
 from lf_backend.distributed.group import Group
@@ -21,9 +21,9 @@ from lf_backend.distributed.slices import Slices, covering, gathering
 from lf_backend.distributed.tokens import Tokens, tokens_of
 from lf_backend.errors import LFError, ShapeError
 from lf_backend.ops import checks
-from lf_backend.ops.arguments import DIFFERENTIABLE, Arguments
+from lf_backend.ops.arguments import DIFFERENTIABLE, TENSORS, Arguments
 from lf_backend.ops.options import DEFAULTS, Options
-from lf_backend.pattern.interned import intern
+from lf_backend.pattern.interned import intern, resolve
 from lf_backend.pattern.terms import Global, Pattern, Window, union
 
 
@@ -127,19 +127,54 @@ def planned(
         LFError: what `attention` raises, on all ranks if it is so on one.
     """
     group = Group.of(mesh)
-    a = None
-    said: Mapping[str, object] | Exception
     try:
-        named = {"q": q, "k": k, "v": v, **options}
-        given = {name: slice_of(name, x, mesh) for name, x in named.items()}
-        pattern = checks.check_pattern(pattern)
-        a = _arguments(given, pattern)
-        said = _description(a, given)
+        a = collected_slices(q, k, v, pattern, mesh, options)
+        checked = _checked(a)
     except LFError as error:
-        said = error
-    words = group.agree(said, [0, 0] if a is None else [a.q.shape[2], 0 if a.seed is None else int(a.seed)])
-    assert a is not None and isinstance(pattern, Pattern), "otherwise the ranks did not agree"
-    slices = Slices(tuple(size for size, _ in words))
+        return _agreed(group, error, ())
+    return _agreed(group, checked, gradients_of(a))
+
+
+def planned_again(group: Group, a: Arguments, gradients: Sequence[str]) -> Plan:
+    """Return the plan of a call whose arguments are collected already. A collective.
+
+    Args:
+        gradients: the tensors that have one.
+
+    Raises:
+        LFError: as `planned`.
+    """
+    try:
+        checked = _checked(a)
+    except LFError as error:
+        return _agreed(group, error, ())
+    return _agreed(group, checked, gradients)
+
+
+def collected_slices(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, mesh: Any, options: Mapping[str, Any]
+) -> Arguments:
+    """Return the arguments of this rank, not checked; who needs a pattern later must hold it."""
+    text = pattern if isinstance(pattern, str) else intern(checks.check_pattern(pattern))
+    own = {name: slice_of(name, x, mesh) for name, x in options.items()}
+    q, k, v = (slice_of(name, x, mesh) for name, x in (("q", q), ("k", k), ("v", v)))
+    return collected(q, k, v, text, cast(Options, own))
+
+
+def gradients_of(a: Arguments) -> list[str]:
+    """Return the names of the tensors that have a gradient."""
+    floats = zip(DIFFERENTIABLE, a.floats(), strict=True)
+    return [name for name, x in floats if x is not None and x.requires_grad] if a.differentiable else []
+
+
+def _agreed(group: Group, a: Arguments | LFError, gradients: Sequence[str]) -> Plan:
+    """Return the plan of a call, if all ranks can make it."""
+    if isinstance(a, LFError):
+        group.agree(a, [0, 0])
+        raise a
+    seed = 0 if a.seed is None else int(a.seed)
+    words = group.agree(_description(a, gradients), [a.q.shape[2], seed])
+    pattern, slices = resolve(a.pattern), Slices(tuple(size for size, _ in words))
     if a.seed is not None:  # that of the first rank, as if the others had its generator
         a = replace(a, seed=torch.tensor(words[0][1:], device=a.q.device))
     if a.documents is None:
@@ -166,43 +201,40 @@ def refusals(plan: Plan) -> list[str]:
     return found
 
 
-def _arguments(given: dict[str, Any], pattern: Pattern) -> Arguments:
-    """Return the checked call of this rank's slices; the pattern's own positions are those of the row."""
-    checks.check_tensors(q=given["q"], k=given["k"], v=given["v"])
-    options = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
-    brings = options.get("global_mask") is not None or options.get("global_positions") is not None
-    if pattern.lowered.positions and not brings:
-        nowhere = torch.empty(given["q"].shape[0], 0, dtype=torch.int64, device=given["q"].device)
-        options["global_positions"] = nowhere
-    q, k = given["q"], given["k"]
+def _checked(a: Arguments) -> Arguments:
+    """Return the call of this rank's slices, checked; the pattern's own positions are those of the row."""
+    pattern, q, k = resolve(a.pattern), a.q, a.k
     if q.ndim == k.ndim == 4 and q.shape[2] != k.shape[2]:
         raise ShapeError(f"k: the slice of q, {q.shape[2]} positions, wanted, got {k.shape[2]}")
     # The pattern's own positions, which a slice may not have, are left out, and the rest is as it is.
     some: list[Pattern] = [Window.of(band) for band in pattern.lowered.bands]
     rules: list[Pattern] = [Moved(rule, 0, q.shape[2]) for rule in pattern.lowered.others]
     here = union(*some, *rules) if some or rules else Global()
-    checked = checked_arguments(q, k, given["v"], here, cast(Options, options))
-    positions = checked.global_positions if brings else None
-    return replace(checked, pattern=intern(pattern), global_positions=positions)
+    positions = a.global_positions
+    if pattern.lowered.positions and not a.brings_globals:
+        positions = torch.empty(q.shape[0], 0, dtype=torch.int64, device=q.device)
+    checks.check(replace(a, pattern=intern(here), global_positions=positions), here)
+    return a
 
 
-def _description(a: Arguments, given: Mapping[str, Any]) -> dict[str, object]:
+def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
     """Return what must be the same on all ranks."""
-    options = [name for name in DEFAULTS if given.get(name) is not None]
-    gradients = [n for n in DIFFERENTIABLE if (x := getattr(a, n)) is not None and x.requires_grad]
     return {
-        "pattern": re.sub(" at 0x[0-9a-f]+", "", a.pattern),  # where a process holds a predicate is its own
+        "pattern": re.sub(
+            " at 0x[0-9a-f]+", "", resolve(a.pattern).text
+        ),  # where a process holds a predicate is its own
         "dtype": str(a.q.dtype),
         "batch": a.q.shape[0],
         "heads of q": a.q.shape[1],
         "heads of k": a.k.shape[1],
         "head_dim": a.q.shape[3],
         "width of v": a.v.shape[3],
-        "options": options,
+        "options": [name for name in DEFAULTS if name in TENSORS and getattr(a, name) is not None],
+        "backend": a.backend,
         "scale": a.scale,
         "softcap": a.softcap,
         "dropout_p": a.dropout_p,
-        "gradients": gradients if torch.is_grad_enabled() else [],
+        "gradients": list(gradients),
     }
 
 

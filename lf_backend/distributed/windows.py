@@ -33,17 +33,22 @@ _LENT = ("k", "v", "hidden", "start")  # by neighbours
 _KEYS = ("k", "v")
 
 
-def windows(plan: Plan) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def windows(
+    plan: Plan, known: tuple[Tensor, Tensor] | None = None
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """Return out [B, H, n, Dv] and lse [B, H, n] of this rank's queries, and what came from all ranks.
 
     Global tokens are hidden, and sinks count if there are none.
+
+    Args:
+        known: out and lse, if they were computed before.
     """
     a, everywhere = plan.a, plan.everywhere()
     sinks = a.sinks if plan.tokens is None else None
     own = a.q, a.k, a.v, sinks, a.band_bias, plan.hidden, plan.begins, a.seed
     apply: Any = _Windows.apply
-    out, lse, *arrived = apply(_Work.of(plan), *own, *(x for x, _ in everywhere.values()))
-    return out, lse, dict(zip(everywhere, arrived, strict=True))
+    out, lse, *arrived = apply(_Work.of(plan), known, *own, *(x for x, _ in everywhere.values()))
+    return (out, lse), dict(zip(everywhere, arrived, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,20 +154,23 @@ Tensors = Mapping[str, Tensor | None]
 
 
 class _Windows(torch.autograd.Function):
-    """Takes the work, the tensors of `_OWN`, and those of global tokens, which go to all ranks."""
+    """Takes the work, out and lse if they are known, the tensors of `_OWN`, and what goes to all ranks."""
 
     @staticmethod
-    def forward(ctx: Any, work: _Work, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, work: _Work, known: tuple[Tensor, Tensor] | None, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         own: Tensors = dict(zip(_OWN, tensors, strict=False))
         tokens: Any = tensors[len(_OWN) :]
         near = {name: x for name in _LENT if (x := own[name]) is not None}
         parcels = [Parcel(x, work.halo) for x in near.values()] + [Parcel(x, work.gathered) for x in tokens]
         flight = depart(work.group, parcels)
-        found = [(part, api.computed(work.arguments(part, own, {}))) for part in work.interior]
+        interior, edges = ((), ()) if known else (work.interior, work.edges)
+        found = [(part, api.computed(work.arguments(part, own, {}))) for part in interior]
         landed = [torch.cat(pieces, 2) for pieces in flight.land()]
         lent = dict(zip(near, landed, strict=False))
-        found += [(part, api.computed(work.arguments(part, own, lent))) for part in work.edges]
-        out, lse = (_placed([(part, x[which]) for part, x in found], work.own) for which in (0, 1))
+        found += [(part, api.computed(work.arguments(part, own, lent))) for part in edges]
+        out, lse = known or (_placed([(part, x[i]) for part, x in found], work.own) for i in (0, 1))
         arrived = landed[len(near) :]
 
         ctx.work, ctx.names = work, list(near)
@@ -197,7 +205,7 @@ class _Windows(torch.autograd.Function):
         for index, pieces in zip(floats, landed[len(_KEYS) :], strict=True):
             like, length = ctx.tokens[index]
             returned[index] = sum_returned(like, length, work.gathered, pieces, rank)
-        return None, *map(totals.get, _OWN), *returned
+        return None, None, *map(totals.get, _OWN), *returned
 
 
 _Found = list[tuple[Part, dict[str, Tensor]]]  # gradients of parts

@@ -120,15 +120,58 @@ def halved(mesh: Any) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out.float().square().sum(), given)]
 
 
-def compiled(mesh: Any) -> list[Tensor]:
-    """Return output and gradients of a compiled function around the call, whose graph breaks there."""
+def compiled(mesh: Any, backend: str, pattern: Any, options: dict[str, Any]) -> list[Tensor]:
+    """Return output, log-sum-exp and gradients of a compiled function around the call, of one graph."""
     given = parts(mesh, 40)
+    torch._dynamo.reset()
 
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return distributed.attention(q * 2, k, v, WINDOW, mesh=mesh) * 3
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = distributed.attention(q * 2, k, v, pattern, mesh=mesh, return_lse=True, **options)
+        return out * 3, lse
 
-    out = torch.compile(call, backend="aot_eager")(*given)
-    return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
+    out, lse = torch.compile(call, backend=backend, fullgraph=True)(*given)
+    grads = torch.autograd.grad(out.square().sum() + lse.sum(), given)
+    return [out.detach(), lse.detach(), *grads]
+
+
+def everything(length: int, first: int = 0, end: int | None = None) -> dict[str, Any]:
+    """Return a call with everything that it may have, of the positions first .. end - 1 of a row."""
+    draw = torch.Generator().manual_seed(9)
+    rows = {"q": 2, "k": 1, "v": 1, "global_q": 2, "global_k": 1, "global_v": 1}
+    found: dict[str, Any] = {n: torch.randn(1, h, length, 8, generator=draw) for n, h in rows.items()}
+    found["band_bias"] = torch.randn(1, 2, length, 9, generator=draw)
+    found = {name: x[:, :, first:end].clone().requires_grad_() for name, x in found.items()}
+    at = torch.arange(length)[None, first:end]
+    found["sinks"] = torch.randn(2, generator=draw).requires_grad_()
+    found |= {"key_padding": at > length - 4, "global_mask": at % 11 == 3, "documents": at // 15}
+    return found | {"pattern": "window(5, 3)", "softcap": 3.0, "dropout_p": 0.2}
+
+
+def of(given: dict[str, Any], attention: Any) -> list[Tensor]:
+    """Return out and gradients of a call with everything."""
+    torch.manual_seed(5)
+    out = attention(**given)
+    leaves = [x for x in given.values() if isinstance(x, Tensor) and x.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+def compiled_with_everything(mesh: Any, recomputed: bool) -> list[Tensor]:
+    """Return out and gradients of calls of two lengths in one graph each, with autocast's casts."""
+    torch._dynamo.reset()
+
+    def call(**given: Any) -> Tensor:
+        return distributed.attention(**given, mesh=mesh)
+
+    def again(**given: Any) -> Any:
+        return checkpoint(call, **given, use_reentrant=False)
+
+    function = torch.compile(again if recomputed else call, backend="aot_eager", fullgraph=True)
+    found = []
+    for length in (40, 57, 70):
+        cuts = [length * rank // mesh.size() for rank in range(mesh.size() + 1)]
+        rank = mesh.get_local_rank()
+        found += of(everything(length, cuts[rank], cuts[rank + 1]), function)
+    return found
 
 
 def as_dtensors(mesh: Any) -> list[Tensor]:

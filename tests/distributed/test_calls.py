@@ -97,12 +97,27 @@ def test_autocast(ranks: Ranks) -> None:
         assert float((got - wanted).abs().max()) <= 2**-6 * float(wanted.abs().max())
 
 
-def test_a_compiled_function_breaks_there_and_is_right(ranks: Ranks) -> None:
-    found = _joined(ranks.run(2, calls.compiled))
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("pattern", [calls.WINDOW, "window(9, 9)", "window(2, 2)"])
+def test_a_compiled_function_is_one_graph(ranks: Ranks, backend: str, pattern: Any) -> None:
+    found = _joined(ranks.run(2, calls.compiled, backend, pattern, {}))
     q, k, v = given = [x.requires_grad_() for x in calls.whole(40)]
-    out = lf.attention(q * 2, k, v, calls.WINDOW) * 3
-    wanted = [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
+    out, lse = lf.attention(q * 2, k, v, pattern, return_lse=True)
+    out = out * 3
+    wanted = [out.detach(), lse.detach(), *torch.autograd.grad(out.square().sum() + lse.sum(), given)]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_compiled_calls_with_everything(ranks: Ranks, recomputed: bool) -> None:
+    found = ranks.run(3, calls.compiled_with_everything, recomputed)
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    wanted = [x for length in (40, 57, 70) for x in calls.of(calls.everything(length), lf.attention)]
+    for got, one in zip(zip(*found, strict=True), wanted, strict=True):
+        whole = sum(got) if one.ndim == 1 else torch.cat(got, 2)  # a rank has its share of sinks' gradient
+        torch.testing.assert_close(whole, one, rtol=1e-4, atol=1e-4)
 
 
 def test_dtensors_come_back_as_such(ranks: Ranks) -> None:
