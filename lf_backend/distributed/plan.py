@@ -219,6 +219,9 @@ def _checked(a: Arguments) -> Arguments:
 
 def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
     """Return what must be the same on all ranks."""
+    given = {name for name in DEFAULTS if name in TENSORS and getattr(a, name) is not None}
+    if a.brings_globals:  # as a mask on one rank, as positions on another
+        given = given - {"global_mask", "global_positions"} | {"global tokens"}
     return {
         "pattern": re.sub(
             " at 0x[0-9a-f]+", "", resolve(a.pattern).text
@@ -229,7 +232,7 @@ def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
         "heads of k": a.k.shape[1],
         "head_dim": a.q.shape[3],
         "width of v": a.v.shape[3],
-        "options": [name for name in DEFAULTS if name in TENSORS and getattr(a, name) is not None],
+        "options": sorted(given),
         "backend": a.backend,
         "scale": a.scale,
         "softcap": a.softcap,

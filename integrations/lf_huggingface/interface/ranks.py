@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lf_backend.errors import UnsupportedError
-from lf_backend.ops.global_tokens import positions_of
 
 _NOTE = "lf_ranks"
 
@@ -55,9 +54,6 @@ class Ranks:
             key_padding = torch.zeros(batch, size, dtype=torch.bool, device=q.device)
         if self.has_globals and global_mask is None and global_positions is None:
             global_positions = torch.empty(batch, 0, dtype=torch.int64, device=q.device)
-        if global_mask is not None:  # on one rank this, on another positions: all say it in one way
-            count = int(global_mask.sum(1).max()) if global_mask.numel() else 0
-            global_positions = positions_of(global_mask, count)
         documents = None if self.documents is None else self.documents.expand(batch, -1)
         found: Tensor = distributed.attention(
             q,
@@ -66,6 +62,7 @@ class Ranks:
             pattern,
             mesh=self.mesh,
             key_padding=key_padding if self.padded else None,
+            global_mask=global_mask if self.has_globals else None,
             global_positions=global_positions if self.has_globals else None,
             documents=documents,
             **options,
