@@ -74,8 +74,9 @@ def explain(
     """Say what a call of `attention` moves between ranks, or every reason why it is refused.
 
     A collective that takes `attention`'s arguments and moves none of its tensors. Backward figures are those
-    of a call whose tensors require gradients. The words by which ranks agree, one to three times a call, are
-    not counted: 24 bytes a rank, 24 for each example with documents and 8 with global tokens besides.
+    of a call whose tensors require gradients. The words by which ranks agree, one to five times a call, are
+    not counted: 24 bytes a rank, 24 for each example with documents and 8 with global tokens besides, 16 and
+    16 for each example with rules in documents.
     """
     plan = planned(q, k, v, pattern, mesh, options)
     sizes, rank = plan.slices.sizes, plan.group.rank

@@ -61,12 +61,19 @@ Pieces = Sequence[tuple[range, Tensor]]  # tensors [B, H, n, ...] that lie one a
 
 def cut(pieces: Pieces, wanted: range) -> Tensor:
     """Return [B, H, len(wanted), ...] of the row, zeros where no piece is; a view if one piece has it all."""
+    (first, like), *_ = pieces
+    before = min(max(0, first.start - wanted.start), len(wanted))
     found = [_rows(piece, at, shared) for at, piece in pieces if (shared := common(at, wanted))]
-    missing = len(wanted) - sum(x.shape[2] for x in found)
-    if missing or not found:
-        like = pieces[0][1]
-        found.append(like.new_zeros(*like.shape[:2], missing, *like.shape[3:]))
+    after = len(wanted) - before - sum(x.shape[2] for x in found)
+    if before:
+        found.insert(0, _zeros(like, before))
+    if after or not found:
+        found.append(_zeros(like, after))
     return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+def _zeros(like: Tensor, count: int) -> Tensor:
+    return like.new_zeros(*like.shape[:2], count, *like.shape[3:])
 
 
 def add(total: Tensor, at: range, new: Tensor, where: range) -> None:

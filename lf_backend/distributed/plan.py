@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from lf_backend.api import collected
-from lf_backend.distributed.documents import starts_of
+from lf_backend.distributed.documents import ends_of, starts_of
 from lf_backend.distributed.exchange import Parcel
 from lf_backend.distributed.group import Group
-from lf_backend.distributed.moved import Moved, reason_against, seen_by
+from lf_backend.distributed.moved import (
+    Moved,
+    reason_against,
+    reason_against_reach,
+    seen_by,
+    seen_in_documents,
+)
 from lf_backend.distributed.sharded import slice_of
 from lf_backend.distributed.slices import Slices, covering, gathering
 from lf_backend.distributed.tokens import Tokens, tokens_of
@@ -37,6 +43,8 @@ class Plan:
         a: the call, all its tensors slices.
         pattern: its pattern, which is held for the operator to find it.
         start: int64 [B, n], where in the row the document of each position begins; None without documents.
+        end: int64 [B, n], where it ends; None without rules.
+        seen: the positions whose keys rules show to the queries of each rank; none without rules.
         tokens: the global tokens; None if there are none on any rank.
     """
 
@@ -45,6 +53,8 @@ class Plan:
     a: Arguments
     pattern: Pattern
     start: Tensor | None
+    end: Tensor | None
+    seen: tuple[range, ...]
     tokens: Tokens | None
 
     @property
@@ -62,19 +72,16 @@ class Plan:
     def reaches(self) -> tuple[range, ...]:
         """The positions whose keys windows and rules show to the queries of each rank, in any head."""
         back, ahead = self.window
-        heads, length = self.a.q.shape[1], self.slices.length
-        found = []
-        for rank, own in enumerate(self.slices.ranges):
-            seen = [seen_by(rule, heads, own, length) for rule in self.a.lowered.others]
-            found.append(covering([self.slices.reach_of(rank, back, ahead), *seen]))
-        return tuple(found)
+        near = [self.slices.reach_of(rank, back, ahead) for rank in range(self.group.size)]
+        return tuple(map(covering, zip(near, self.seen, strict=True) if self.seen else zip(near)))
 
     @property
     def near_pattern(self) -> Pattern:
         """The pattern without its global tokens, for queries that see the keys of this rank's reach."""
         windows: list[Pattern] = [Window.of(band) for band in self.a.lowered.bands]
         first, length = self.reaches[self.group.rank].start, self.slices.length
-        terms = windows + [Moved(rule, first, length) for rule in self.a.lowered.others]
+        where = (first, length) if self.start is None else (0, None)
+        terms = windows + [Moved(rule, *where) for rule in self.a.lowered.others]
         return union(*terms) if terms else Global()
 
     @property
@@ -88,12 +95,17 @@ class Plan:
 
     @property
     def begins(self) -> Tensor | None:
-        """Int64 [B, 1, n, 1], where in the row the document of each position begins; None without."""
+        """`start` as [B, 1, n, 1]."""
         return None if self.start is None else self.start[:, None, :, None]
+
+    @property
+    def ends(self) -> Tensor | None:
+        """`end` as [B, 1, n, 1]."""
+        return None if self.end is None else self.end[:, None, :, None]
 
     def near(self) -> dict[str, Tensor]:
         """Return what goes to the ranks whose windows reach it, by name."""
-        found = {"k": self.a.k, "v": self.a.v, "hidden": self.hidden, "start": self.begins}
+        found = {"k": self.a.k, "v": self.a.v, "hidden": self.hidden, "start": self.begins, "end": self.ends}
         return {name: x for name, x in found.items() if x is not None}
 
     def everywhere(self) -> dict[str, Parcel]:
@@ -180,7 +192,22 @@ def _agreed(group: Group, a: Arguments | LFError, gradients: Sequence[str]) -> P
     if a.documents is None:
         pattern.check_positions(slices.length)
     start = None if a.documents is None else starts_of(group, slices, a.documents)
-    return Plan(group, slices, a, pattern, start, tokens_of(group, slices, a, start))
+    end = None if start is None or not a.lowered.others else ends_of(group, slices, start)
+    seen = _seen_by_rules(group, slices, a, start, end) if a.lowered.others else ()
+    return Plan(group, slices, a, pattern, start, end, seen, tokens_of(group, slices, a, start))
+
+
+def _seen_by_rules(
+    group: Group, slices: Slices, a: Arguments, start: Tensor | None, end: Tensor | None
+) -> tuple[range, ...]:
+    """Return the keys that rules may show to the queries of each rank, the rank's own among them."""
+    rules, heads, length = a.lowered.others, a.q.shape[1], slices.length
+    if start is None or end is None:
+        every = ((own, *(seen_by(rule, heads, own, length) for rule in rules)) for own in slices.ranges)
+        return tuple(map(covering, every))
+    own = slices.range_of(group.rank)  # other ranks' documents are not known here
+    seen = covering([own, *(seen_in_documents(rule, heads, own, start, end) for rule in rules)])
+    return tuple(range(*ends) for ends in group.gather(torch.tensor([seen.start, seen.stop])).tolist())
 
 
 def refusals(plan: Plan) -> list[str]:
@@ -191,13 +218,10 @@ def refusals(plan: Plan) -> list[str]:
         for band in plan.a.lowered.bands
         if None in band.span()
     ]
-    reasons = [reason_against(rule, plan.a.q.shape[1], plan.slices.ranges) for rule in plan.a.lowered.others]
+    reasons = [reason_against(rule) for rule in plan.a.lowered.others]
+    if not any(reasons) and plan.seen:
+        reasons.append(reason_against_reach(plan.slices, plan.seen))
     found += [f"pattern: {reason}, in {plan.pattern}" for reason in reasons if reason is not None]
-    if plan.a.lowered.others and plan.a.documents is not None:
-        found.append(
-            "documents: none wanted with a predicate, whose positions count from where a document begins, "
-            "which may be in a slice that is too far"
-        )
     return found
 
 

@@ -21,15 +21,15 @@ from lf_backend.distributed.exchange import Parcel, add_returned, depart, depart
 from lf_backend.distributed.group import Group
 from lf_backend.distributed.parts import Part, Pieces, add, cut, parts_of
 from lf_backend.distributed.plan import Plan
-from lf_backend.distributed.slices import Route, gathering
+from lf_backend.distributed.slices import Route, common, gathering
 from lf_backend.ops import around_backend
 from lf_backend.ops.arguments import Arguments
 from lf_backend.pattern.interned import intern
 from lf_backend.pattern.terms import Pattern
 
 _FLOATS = ("q", "k", "v", "sinks", "band_bias")
-_OWN = (*_FLOATS, "hidden", "start", "seed")
-_LENT = ("k", "v", "hidden", "start")  # by neighbours
+_OWN = (*_FLOATS, "hidden", "start", "end", "seed")
+_LENT = ("k", "v", "hidden", "start", "end")  # by neighbours
 _KEYS = ("k", "v")
 
 
@@ -45,7 +45,7 @@ def windows(
     """
     a, everywhere = plan.a, plan.everywhere()
     sinks = a.sinks if plan.tokens is None else None
-    own = a.q, a.k, a.v, sinks, a.band_bias, plan.hidden, plan.begins, a.seed
+    own = a.q, a.k, a.v, sinks, a.band_bias, plan.hidden, plan.begins, plan.ends, a.seed
     apply: Any = _Windows.apply
     out, lse, *arrived = apply(_Work.of(plan), known, *own, *(x for x, _ in everywhere.values()))
     return (out, lse), dict(zip(everywhere, arrived, strict=True))
@@ -106,25 +106,43 @@ class _Work:
         ranges = range(self.reach.start, own.start), range(own.stop, self.reach.stop)
         return list(zip(ranges, halo.split([before, halo.shape[2] - before], 2), strict=True))
 
+    def keys(self, name: str, part: Part, own: Tensors, lent: Tensors) -> Tensor | None:
+        """Return one of the tensors of a part's keys."""
+        if (x := own[name]) is None:
+            return None
+        if (halo := lent.get(name)) is None:
+            return cut([(self.own, x)], part.keys)
+        before, after = self.sides(halo)
+        return cut([before, (self.own, x), after], part.keys)
+
+    def framed(self, part: Part, own: Tensors, lent: Tensors) -> Part:
+        """Return a part with room for the whole of its documents, in which the positions of rules count.
+
+        Room, and no keys: rules show none there.
+        """
+        start, end = (self.keys(name, part, own, lent) for name in ("start", "end"))
+        if start is None or end is None or not part.keys:
+            return part
+        low, high = int(start[:, :, 0].min()), int(end[:, :, -1].max())
+        return Part(part.used, range(part.rows.start, high), range(low, high))
+
     def arguments(self, part: Part, own: Tensors, lent: Tensors) -> Arguments:
         """Return the call of a part, given what lies in the slice and what neighbours have lent."""
-
-        def keys(name: str) -> Tensor | None:
-            if (x := own[name]) is None:
-                return None
-            if (halo := lent.get(name)) is None:
-                return cut([(self.own, x)], part.keys)
-            before, after = self.sides(halo)
-            return cut([before, (self.own, x), after], part.keys)
 
         def rows(name: str) -> Tensor | None:
             return None if (x := own[name]) is None else cut([(self.own, x)], part.rows)
 
-        hidden, start, seed = keys("hidden"), keys("start"), own["seed"]
+        k, v, hidden, start, end = (self.keys(name, part, own, lent) for name in _LENT)
+        if start is not None and end is not None and (real := common(self.reach, part.keys)) != part.keys:
+            at = torch.arange(part.keys.start, part.keys.stop, device=start.device)[:, None]
+            start = _in_frame(at, real, start.narrow(2, real.start - part.keys.start, len(real)), end)
+            outside = (at < real.start) | (at >= real.stop)
+            hidden = outside.expand(start.shape) if hidden is None else hidden | outside
+        seed = own["seed"]
         tensors: dict[str, Any] = {
             "q": rows("q"),
-            "k": keys("k"),
-            "v": keys("v"),
+            "k": k,
+            "v": v,
             "sinks": own["sinks"],
             "band_bias": rows("band_bias"),
             "key_padding": None if hidden is None else hidden[:, 0, :, 0],
@@ -133,24 +151,41 @@ class _Work:
         }
         return replace(self.a, **tensors)
 
+    def computed(
+        self, parts: Sequence[Part], own: Tensors, lent: Tensors
+    ) -> list[tuple[Part, tuple[Tensor, Tensor]]]:
+        """Return out and lse of the rows of parts."""
+        framed = [self.framed(part, own, lent) for part in parts]
+        return [(part, api.computed(self.arguments(part, own, lent))) for part in framed]
+
     def gradients(
-        self, part: Part, own: Tensors, lent: Tensors, upstream: Sequence[Tensor | None], lse: Tensor
-    ) -> dict[str, Tensor]:
-        """Return the gradients of a part's tensors by name.
+        self,
+        parts: Sequence[Part],
+        own: Tensors,
+        lent: Tensors,
+        upstream: Sequence[Tensor | None],
+        lse: Tensor,
+    ) -> _Found:
+        """Return the gradients of the tensors of parts by name.
 
         Args:
             upstream: gradients of out and lse, and out, of the slice.
             lse: [B, H, n], of the slice.
         """
-        grad_out, grad_lse, out = (None if x is None else cut([(self.own, x)], part.rows) for x in upstream)
-        a = self.arguments(part, own, lent)
-        assert grad_out is not None and out is not None
-        found = around_backend.backward(a, grad_out, grad_lse, out, _used(lse, self.own, part))
         names = [name for name in _FLOATS if own[name] is not None]
-        return dict(zip(names, found, strict=True))
+        found = []
+        for part in (self.framed(part, own, lent) for part in parts):
+            grads = [None if x is None else cut([(self.own, x)], part.rows) for x in upstream]
+            call, effective = self.arguments(part, own, lent), _used(lse, self.own, part)
+            grad_out, grad_lse, out = grads
+            assert grad_out is not None and out is not None, "of every slice"
+            new = around_backend.backward(call, grad_out, grad_lse, out, effective)
+            found.append((part, dict(zip(names, new, strict=True))))
+        return found
 
 
 Tensors = Mapping[str, Tensor | None]
+_Found = list[tuple[Part, dict[str, Tensor]]]  # gradients of parts
 
 
 class _Windows(torch.autograd.Function):
@@ -165,11 +200,11 @@ class _Windows(torch.autograd.Function):
         near = {name: x for name in _LENT if (x := own[name]) is not None}
         parcels = [Parcel(x, work.halo) for x in near.values()] + [Parcel(x, work.gathered) for x in tokens]
         flight = depart(work.group, parcels)
-        interior, edges = ((), ()) if known else (work.interior, work.edges)
-        found = [(part, api.computed(work.arguments(part, own, {}))) for part in interior]
+        interior, edges = ([], []) if known else (work.interior, work.edges)
+        found = work.computed(interior, own, {})
         landed = [torch.cat(pieces, 2) for pieces in flight.land()]
         lent = dict(zip(near, landed, strict=False))
-        found += [(part, api.computed(work.arguments(part, own, lent))) for part in edges]
+        found += work.computed(edges, own, lent)
         out, lse = known or (_placed([(part, x[i]) for part, x in found], work.own) for i in (0, 1))
         arrived = landed[len(near) :]
 
@@ -188,14 +223,14 @@ class _Windows(torch.autograd.Function):
         own: Tensors = dict(zip(_OWN, saved, strict=False))
         lent: dict[str, Tensor] = dict(zip(ctx.names, saved[len(_OWN) :], strict=True))
         upstream = torch.zeros_like(out) if grad_out is None else grad_out, grad_lse, out
-        edges = [(part, work.gradients(part, own, lent, upstream, lse)) for part in work.edges]
+        edges = work.gradients(work.edges, own, lent, upstream, lse)
         back = [Parcel(_of_halo(work, lent[name], name, edges), work.halo) for name in _KEYS]
         floats = [index for index, (like, _) in enumerate(ctx.tokens) if like.is_floating_point()]
         back += [
             Parcel(_or_zeros(grads[index], ctx.tokens[index][0], work), work.gathered) for index in floats
         ]
         flight = depart_back(work.group, back, [like_of(x) for x, _ in back])
-        found = [(part, work.gradients(part, own, lent, upstream, lse)) for part in work.interior] + edges
+        found = work.gradients(work.interior, own, {}, upstream, lse) + edges
         totals = {name: _total(work, found, name) for name in found[0][1]}
         landed = flight.land()
         rank = work.group.rank
@@ -208,9 +243,6 @@ class _Windows(torch.autograd.Function):
         return None, None, *map(totals.get, _OWN), *returned
 
 
-_Found = list[tuple[Part, dict[str, Tensor]]]  # gradients of parts
-
-
 def _placed(found: list[tuple[Part, Tensor]], own: range) -> Tensor:
     """Return [B, H, n, ...] of the slice from what parts have found, the first of which has it all."""
     (first, x), *others = found
@@ -219,6 +251,22 @@ def _placed(found: list[tuple[Part, Tensor]], own: range) -> Tensor:
         at = part.used.start - own.start
         total[:, :, at : at + len(part.used)] = cut([(part.rows, new)], part.used)
     return total
+
+
+def _in_frame(at: Tensor, real: range, start: Tensor, end: Tensor) -> Tensor:
+    """Return where the document of each position begins, [B, 1, M, 1], also before and after those that are
+    there; -1 and -2 beyond the first and the last document of them.
+
+    Args:
+        at: int64 [M, 1], the positions.
+        real: those that are there.
+        start: [B, 1, len(real), 1], where their documents begin.
+        end: [B, 1, M, 1], where they end.
+    """
+    before, after = at[at < real.start][:, None], at[at >= real.stop][:, None]
+    first, last = start[:, :, :1], start[:, :, -1:]
+    ends = end[:, :, real.stop - int(at[0]) - 1, None]
+    return torch.cat([torch.where(before >= first, first, -1), start, torch.where(after < ends, last, -2)], 2)
 
 
 def _used(lse: Tensor, own: range, part: Part) -> Tensor:

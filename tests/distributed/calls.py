@@ -17,6 +17,10 @@ import lf_backend as lf
 from lf_backend import distributed
 
 WINDOW = lf.Window(5, 3) | lf.Global(0, 17)
+BLOCKS = lf.Predicate(
+    lambda head, query, key: query // 16 == key // 16,
+    lambda head, first, last, m: [(first // 16 * 16, (last // 16 + 1) * 16)],
+)
 
 
 class Crossing(TorchDispatchMode):
@@ -51,8 +55,9 @@ def parts(mesh: Any, length: int, heads: int = 2, kv_heads: int = 1, **how: Any)
     return [x.tensor_split(mesh.size(), 2)[mesh.get_local_rank()].requires_grad_() for x in given]
 
 
-def counted(mesh: Any, length: int, pattern: str, documents: bool) -> tuple[dict[str, int], int, int]:
+def counted(mesh: Any, length: int, pattern: Any, documents: bool) -> tuple[dict[str, int], int, int]:
     """Return the bytes sent by collective, and what `explain` says of forward and backward."""
+    pattern = BLOCKS if pattern is None else pattern
     q, k, v = parts(mesh, length)
     options: Any = {"key_padding": torch.zeros(1, q.shape[2], dtype=torch.bool)}
     if documents:
@@ -199,10 +204,12 @@ def styled(mesh: Any) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
 
 
-def far(mesh: Any) -> None:
+def far(mesh: Any, documents: bool) -> None:
     """Call with a rule by which all see the first positions."""
     prefix = lf.Predicate(lambda head, query, key: key < 9, lambda head, first, last, m: [(0, 9)])
-    distributed.attention(*parts(mesh, 4000), pattern=prefix, mesh=mesh)
+    q, k, v = parts(mesh, 4000)
+    ids = torch.zeros(1, q.shape[2], dtype=torch.int64) if documents else None
+    distributed.attention(q, k, v, prefix, mesh=mesh, documents=ids)
 
 
 def misplaced(mesh: Any) -> None:

@@ -61,10 +61,8 @@ def _run(mesh: Any, model: nn.Module, batch: dict[str, Tensor], called: Any = No
     shared = nullcontext() if mesh is None else lf_huggingface.context_parallel(model, mesh, **how)
     with shared as cp:
         given = batch if cp is None else cp.shard(batch)
-        if called is None:
-            outputs = model(**given, output_hidden_states=True)
-        else:  # transformers breaks graphs for hidden states
-            outputs = called(**given)
+        # For hidden states transformers itself breaks graphs.
+        outputs = model(**given, output_hidden_states=True) if called is None else called(**given)
         loss = outputs.get("loss")
         if loss is None:
             loss = outputs.pooler_output.square().sum() + outputs.last_hidden_state.sum() * 0
