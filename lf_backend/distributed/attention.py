@@ -85,7 +85,7 @@ def attention(
         ShapeError, PatternError: as `lf_backend.attention`, for a rank's slices.
         UnsupportedError: a call that needs all keys on all ranks, with every reason.
     """
-    if torch.compiler.is_compiling() and type(q) is type(k) is type(v) is Tensor:
+    if torch.compiler.is_compiling() and op.fits(q, k, v, mesh):
         out, lse = op.run(q, k, v, pattern, mesh, options)
     else:
         out, lse = _eager(q, k, v, pattern, mesh, options)

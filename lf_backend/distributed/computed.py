@@ -18,8 +18,8 @@ from lf_backend.distributed.pieces import Listed, as_piece, piece_of
 from lf_backend.distributed.plan import Plan, refusals
 from lf_backend.distributed.slices import returning
 from lf_backend.distributed.tokens import Tokens
-from lf_backend.distributed.windows import windows
-from lf_backend.errors import UnsupportedError
+from lf_backend.distributed.windows import agree_on_backend, windows
+from lf_backend.errors import ShapeError, UnsupportedError
 
 
 class Answer(NamedTuple):
@@ -41,10 +41,17 @@ def computed(plan: Plan, known: tuple[Tensor, Tensor] | None = None) -> Answer:
         known: out and lse of its windows, if they were computed before; the derivative is there all the same.
 
     Raises:
-        UnsupportedError: it needs all keys on all ranks, with every reason.
+        UnsupportedError: it needs all keys on all ranks, with every reason; or the backend that was asked for
+            cannot run it.
+        ShapeError: the tensors are not where the mesh is.
     """
     if reasons := refusals(plan):
         raise UnsupportedError("; ".join(reasons))
+    if plan.a.q.device.type != plan.group.device.type:
+        wanted, got = plan.group.device.type, plan.a.q.device.type
+        raise ShapeError(f"q: device {wanted} of the mesh wanted, got {got}")
+    if known is None:
+        agree_on_backend(plan)
     with torch.autocast(plan.a.q.device.type, enabled=False):
         return _computed(plan, known)
 

@@ -20,7 +20,7 @@ from lf_backend._looked import anew
 from lf_backend.distributed.computed import computed
 from lf_backend.distributed.group import Group
 from lf_backend.distributed.plan import collected_slices, gradients_of, planned_again
-from lf_backend.errors import UnsupportedError
+from lf_backend.errors import LFError, UnsupportedError
 from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.ops.arguments import NAMES, Arguments, schema
 from lf_backend.pattern.interned import resolve
@@ -34,6 +34,21 @@ def run(q: Tensor, k: Tensor, v: Tensor, pattern: Any, mesh: Any, options: Any) 
     resolve(a.pattern)  # which the graph refers to from now on
     out, lse, *_ = _attention(*a.values(), ",".join(gradients_of(a)), _name_of(mesh))
     return out, lse
+
+
+def fits(q: Tensor, k: Tensor, v: Tensor, mesh: Any) -> bool:
+    """Return whether a graph may have the call; if not, it breaks there, and all ranks are told why."""
+    plain = type(q) is type(k) is type(v) is Tensor
+    return plain and q.ndim == k.ndim == v.ndim == 4 and _is_line(mesh)
+
+
+@constant_in_graphs
+def _is_line(mesh: Any) -> bool:
+    try:
+        Group.of(mesh)
+    except LFError:
+        return False
+    return True
 
 
 @constant_in_graphs

@@ -11,7 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from lf_backend import _callers
 from lf_backend.api import collected
+from lf_backend.dispatch.select import preference
 from lf_backend.distributed.documents import ends_of, starts_of
 from lf_backend.distributed.exchange import Parcel
 from lf_backend.distributed.group import Group
@@ -25,7 +27,7 @@ from lf_backend.distributed.moved import (
 from lf_backend.distributed.sharded import slice_of
 from lf_backend.distributed.slices import Slices, covering, gathering
 from lf_backend.distributed.tokens import Tokens, tokens_of
-from lf_backend.errors import LFError, ShapeError
+from lf_backend.errors import LFError, ShapeError, UnsupportedError
 from lf_backend.ops import checks
 from lf_backend.ops.arguments import DIFFERENTIABLE, TENSORS, Arguments
 from lf_backend.ops.options import DEFAULTS, Options
@@ -138,6 +140,9 @@ def planned(
     Raises:
         LFError: what `attention` raises, on all ranks if it is so on one.
     """
+    if _callers.is_traced() or _callers.is_transformed((q, k, v)):  # in which no word reaches another rank
+        transforms = "torch.jit.trace, transforms of torch.func and forward-mode differentiation"
+        raise UnsupportedError(f"attention over ranks: none of {transforms} wanted, got one")
     group = Group.of(mesh)
     try:
         a = collected_slices(q, k, v, pattern, mesh, options)
@@ -250,6 +255,7 @@ def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
         "pattern": re.sub(
             " at 0x[0-9a-f]+", "", resolve(a.pattern).text
         ),  # where a process holds a predicate is its own
+        "device": a.q.device.type,
         "dtype": str(a.q.dtype),
         "batch": a.q.shape[0],
         "heads of q": a.q.shape[1],
@@ -257,7 +263,7 @@ def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
         "head_dim": a.q.shape[3],
         "width of v": a.v.shape[3],
         "options": sorted(given),
-        "backend": a.backend,
+        "backend": a.backend or preference(),
         "scale": a.scale,
         "softcap": a.softcap,
         "dropout_p": a.dropout_p,

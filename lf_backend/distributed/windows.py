@@ -16,16 +16,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lf_backend import api
-from lf_backend.dispatch.select import preference
+from lf_backend.dispatch.select import chosen, preference
 from lf_backend.distributed.exchange import Parcel, add_returned, depart, depart_back, like_of, sum_returned
 from lf_backend.distributed.group import Group
 from lf_backend.distributed.parts import Part, Pieces, add, cut, parts_of
 from lf_backend.distributed.plan import Plan
 from lf_backend.distributed.slices import Route, common, gathering
+from lf_backend.errors import LFError
 from lf_backend.ops import around_backend
 from lf_backend.ops.arguments import Arguments
 from lf_backend.pattern.interned import intern
 from lf_backend.pattern.terms import Pattern
+from lf_backend.problem import Machine
 
 _FLOATS = ("q", "k", "v", "sinks", "band_bias")
 _OWN = (*_FLOATS, "hidden", "start", "end", "seed")
@@ -49,6 +51,27 @@ def windows(
     apply: Any = _Windows.apply
     out, lse, *arrived = apply(_Work.of(plan), known, *own, *(x for x, _ in everywhere.values()))
     return (out, lse), dict(zip(everywhere, arrived, strict=True))
+
+
+def agree_on_backend(plan: Plan) -> None:
+    """Ask all ranks whether the backend that was named can run their parts. A collective if one was.
+
+    Raises:
+        LFError: it cannot, on all ranks.
+    """
+    a = plan.a
+    if not (a.backend or preference()):
+        return
+    given = a.q, a.k, a.v, a.sinks, a.band_bias, plan.hidden, plan.begins, plan.ends, a.seed
+    own = dict(zip(_OWN, (None if x is None else x.to("meta") for x in given), strict=True))
+    work = _Work.of(plan)
+    try:
+        for part in work.parts:
+            chosen(work.arguments(part, own, {}).selection(Machine.of(a.q.device)))
+    except LFError as error:
+        plan.group.agree(error, [])
+    else:
+        plan.group.agree({}, [])
 
 
 @dataclass(frozen=True, eq=False)

@@ -216,3 +216,45 @@ def misplaced(mesh: Any) -> None:
     """Call with heads that are sharded in place of positions."""
     given = [DTensor.from_local(x, mesh, [Shard(1)], run_check=False) for x in parts(mesh, 40)]
     distributed.attention(*given, pattern=WINDOW, mesh=mesh)
+
+
+def of_one_backend(mesh: Any) -> None:
+    """Ask for a backend that cannot run the slice of the first rank, the only one with tokens."""
+    sizes = [40, *[0] * (mesh.size() - 1)]
+    q, k, v = (x.split(sizes, 2)[mesh.get_local_rank()] for x in whole(40))
+    distributed.attention(q, k, v, WINDOW, mesh=mesh, backend="flash")
+
+
+def elsewhere(mesh: Any) -> None:
+    """Call with tensors that are not where the mesh is."""
+    q, k, v = (x.to("meta") for x in parts(mesh, 40))
+    distributed.attention(q, k, v, WINDOW, mesh=mesh)
+
+
+def transformed(mesh: Any) -> None:
+    """Differentiate by torch.func."""
+    q, k, v = parts(mesh, 40)
+    torch.func.grad(lambda x: distributed.attention(x, k, v, WINDOW, mesh=mesh).sum())(q)
+
+
+def compiled_without_a_dimension(mesh: Any) -> None:
+    """Compile a call that cannot be."""
+    torch._dynamo.reset()
+    q, k, v = parts(mesh, 40)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return distributed.attention(q, k, v, WINDOW, mesh=mesh)
+
+    torch.compile(call, backend="aot_eager")(q[0] if mesh.get_local_rank() else q, k, v)
+
+
+def twice(mesh: Any) -> list[Tensor]:
+    """Return gradients of two backwards of one call, and of two calls, of slices with an interior."""
+    with_interior = parts(mesh, 400)
+    torch.use_deterministic_algorithms(True)
+    try:
+        outs = [distributed.attention(*with_interior, pattern=WINDOW, mesh=mesh) for _ in range(2)]
+        losses = [outs[0].square().sum(), outs[0].square().sum(), outs[1].square().sum()]
+        return [x for loss in losses for x in torch.autograd.grad(loss, with_interior, retain_graph=True)]
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -142,3 +142,24 @@ def test_a_dtensor_that_is_sharded_otherwise(ranks: Ranks) -> None:
     for error in ranks.run(2, calls.misplaced):
         with pytest.raises(lf.ShapeError, match=r"q: a DTensor with Shard\(2\)"):
             raise error
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "said"),
+    [
+        (calls.of_one_backend, lf.LFError, "'flash' cannot run this call"),
+        (calls.elsewhere, lf.ShapeError, "q: device cpu of the mesh wanted, got meta"),
+        (calls.transformed, lf.UnsupportedError, "transforms of torch.func"),
+        (calls.compiled_without_a_dimension, lf.LFError, r"q: \[batch, heads, length, head_dim\] wanted"),
+    ],
+)
+def test_all_ranks_are_told(ranks: Ranks, job: Any, error: type[Exception], said: str) -> None:
+    for found in ranks.run(3, job):
+        with pytest.raises(error, match=said):
+            raise found
+
+
+def test_gradients_are_the_same_every_time(ranks: Ranks) -> None:
+    found = _joined(ranks.run(3, calls.twice))
+    for first, *others in zip(found[:3], found[3:6], found[6:], strict=True):
+        assert all(torch.equal(first, other) for other in others)
