@@ -24,7 +24,7 @@ _REFUSED = {
 
 
 class Sharded:
-    """What `shard` has returned, known by its tokens, so that batches may be sharded ahead."""
+    """Batches that `shard` has cut, known by their tokens, so that several may be cut ahead."""
 
     def __init__(self, group: Group, ranks: Ranks) -> None:
         self._group, self._ranks, self._last = group, ranks, Batch()
