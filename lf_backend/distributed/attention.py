@@ -86,7 +86,8 @@ def attention(
         UnsupportedError: a call that needs all keys on all ranks, with every reason.
     """
     if torch.compiler.is_compiling() and op.fits(q, k, v, mesh):
-        out, lse = op.run(q, k, v, pattern, mesh, options)
+        found = op.run(q, k, v, pattern, mesh, options)
+        out, lse = (like(q, x, q.shape[2]) for x in found)
     else:
         out, lse = _eager(q, k, v, pattern, mesh, options)
     return (out, lse) if return_lse else out
@@ -96,4 +97,4 @@ def attention(
 def _eager(q: Tensor, k: Tensor, v: Tensor, pattern: Any, mesh: Any, options: Any) -> tuple[Tensor, Tensor]:
     plan = planned(q, k, v, pattern, mesh, options)
     out, lse, _ = computed(plan)
-    return like(q, out, plan.slices), like(q, lse, plan.slices)
+    return like(q, out, plan.slices.length), like(q, lse, plan.slices.length)

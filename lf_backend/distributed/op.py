@@ -38,8 +38,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, pattern: Any, mesh: Any, options: Any) 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, mesh: Any) -> bool:
     """Return whether a graph may have the call; if not, it breaks there, and all ranks are told why."""
-    plain = type(q) is type(k) is type(v) is Tensor
-    return plain and q.ndim == k.ndim == v.ndim == 4 and _is_line(mesh)
+    tensors = all(isinstance(x, Tensor) and x.ndim == 4 for x in (q, k, v))
+    return tensors and _is_line(mesh)
 
 
 @constant_in_graphs

@@ -179,10 +179,20 @@ def compiled_with_everything(mesh: Any, recomputed: bool) -> list[Tensor]:
     return found
 
 
-def as_dtensors(mesh: Any) -> list[Tensor]:
+def in_graph(call: Any, compiled: bool) -> Any:
+    """Return a call compiled into one graph, if it is to be."""
+    torch._dynamo.reset()
+    return torch.compile(call, backend="aot_eager", fullgraph=True) if compiled else call
+
+
+def as_dtensors(mesh: Any, compiled: bool) -> list[Tensor]:
     """Return output and gradients, whole, of DTensors that are sharded along the row."""
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return distributed.attention(q, k, v, WINDOW, mesh=mesh)
+
     given = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in whole(40)]
-    out = distributed.attention(*given, pattern=WINDOW, mesh=mesh)
+    out = in_graph(call, compiled)(*given)
     assert isinstance(out, DTensor) and tuple(out.placements) == (Shard(2),) and out.shape[2] == 40
     grads = torch.autograd.grad(out.to_local().square().sum(), given)
     return [x.full_tensor().detach() for x in (out, *grads)]
@@ -195,11 +205,11 @@ class Inner(torch.nn.Module):
         return lf.attention(q, k, value, WINDOW)
 
 
-def styled(mesh: Any) -> list[Tensor]:
+def styled(mesh: Any, compiled: bool) -> list[Tensor]:
     """Return output and gradients of a module that `parallelize_module` has taken."""
     given = parts(mesh, 40)
     module = parallelize_module(Inner(), mesh, distributed.ContextParallel())
-    out = module(*given[:2], value=given[2])
+    out = in_graph(module, compiled)(*given[:2], value=given[2])
     assert type(out) is Tensor
     return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
 

@@ -120,15 +120,17 @@ def test_compiled_calls_with_everything(ranks: Ranks, recomputed: bool) -> None:
         torch.testing.assert_close(whole, one, rtol=1e-4, atol=1e-4)
 
 
-def test_dtensors_come_back_as_such(ranks: Ranks) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_dtensors_come_back_as_such(ranks: Ranks, compiled: bool) -> None:
     out, grads = calls.of_one_process(40)
-    for each in ranks.run(3, calls.as_dtensors):  # 14, 13 and 13 positions
+    for each in ranks.run(3, calls.as_dtensors, compiled):  # 14, 13 and 13 positions
         torch.testing.assert_close(each, [out, *grads])
 
 
-def test_a_module_in_the_style_of_parallelize_module(ranks: Ranks) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_module_in_the_style_of_parallelize_module(ranks: Ranks, compiled: bool) -> None:
     out, grads = calls.of_one_process(40)
-    torch.testing.assert_close(_joined(ranks.run(3, calls.styled)), [out, *grads])
+    torch.testing.assert_close(_joined(ranks.run(3, calls.styled, compiled)), [out, *grads])
 
 
 @pytest.mark.parametrize("documents", [False, True])
