@@ -7,38 +7,27 @@ computes them over its own keys; the owner joins what comes back.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lf_backend.backends.portable.pieces import Piece, joined, sink
 from lf_backend.distributed.exchange import Parcel, exchange
-from lf_backend.distributed.pieces import Listed, as_piece, piece_of
+from lf_backend.distributed.pieces import Rectangle, as_piece, piece_of
 from lf_backend.distributed.plan import Plan, refusals
 from lf_backend.distributed.slices import returning
 from lf_backend.distributed.tokens import Tokens
-from lf_backend.distributed.windows import agree_on_backend, windows
+from lf_backend.distributed.windows import agree_on_backend, gathered, own_of, windows
 from lf_backend.errors import ShapeError, UnsupportedError
 
 
-class Answer(NamedTuple):
-    """Attributes:
-    out: [B, H, n, Dv].
-    lse: [B, H, n].
-    near: out and lse of windows and rules alone.
-    """
-
-    out: Tensor
-    lse: Tensor
-    near: tuple[Tensor, Tensor]
-
-
-def computed(plan: Plan, known: tuple[Tensor, Tensor] | None = None) -> Answer:
-    """Return the answer to a call.
+def computed(plan: Plan, known: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """Return out [B, H, n, Dv] and lse [B, H, n] of a call.
 
     Args:
-        known: out and lse of its windows, if they were computed before; the derivative is there all the same.
+        known: the same, if they were computed before; the derivative is there all the same.
 
     Raises:
         UnsupportedError: it needs all keys on all ranks, with every reason; or the backend that was asked for
@@ -56,25 +45,15 @@ def computed(plan: Plan, known: tuple[Tensor, Tensor] | None = None) -> Answer:
         return _computed(plan, known)
 
 
-def _computed(plan: Plan, known: tuple[Tensor, Tensor] | None) -> Answer:
-    near, arrived = windows(plan, known)
+def _computed(plan: Plan, known: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    (out, lse), arrived = windows(plan, known)
     if plan.tokens is None:
-        return Answer(*near, near)
-    out, lse = _with_sinks(plan, [as_piece(*near), _columns(plan, plan.tokens, arrived)])
-    rows = _rows(plan, plan.tokens, arrived)
-    out, lse = (_placed(plan.tokens, x, new) for x, new in zip((out, lse), rows, strict=True))
-    if plan.a.key_padding is not None:
-        padded = plan.a.key_padding[:, None]
-        out, lse = out.masked_fill(padded[..., None], 0), lse.masked_fill(padded, -torch.inf)
-    return Answer(out.to(plan.a.q.dtype), lse, near)
-
-
-def _columns(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> Piece:
-    """Return the softmax of this rank's queries over all global tokens."""
-    a = plan.a
-    q = a.q if a.key_padding is None else a.q.masked_fill(a.key_padding[:, None, :, None], 0)
-    k, v, keys = arrived["column_k"], arrived["column_v"], _gathered(arrived)
-    return piece_of(a, q, _own(plan), k, v, keys, a.band_bias, tokens.causal)
+        return out, lse
+    batch, slot = plan.tokens.valid.nonzero(as_tuple=True)
+    where = batch, slot, plan.tokens.at[batch, slot]
+    apply: Any = _Placed.apply
+    found: tuple[Tensor, Tensor] = apply(out, lse, *_rows(plan, plan.tokens, arrived), where)
+    return found
 
 
 def _rows(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -83,11 +62,9 @@ def _rows(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> tuple[Tenso
     k, v = (a.k, a.v) if a.global_k is None or a.global_v is None else (a.global_k, a.global_v)
     if a.key_padding is not None:
         k, v = (x.masked_fill(a.key_padding[:, None, :, None], 0) for x in (k, v))
-    keys = _own(plan)._replace(seen=None if a.key_padding is None else ~a.key_padding)
-    bias = arrived.get("row_bias")
-    partial, lse = joined(
-        [piece_of(a, arrived["row_q"], _gathered(arrived), k, v, keys, bias, tokens.causal)]
-    )
+    keys = own_of(plan)._replace(seen=None if a.key_padding is None else ~a.key_padding)
+    rectangle = Rectangle(a, gathered(arrived), keys, tokens.causal)
+    partial, lse = joined([piece_of(rectangle, arrived["row_q"], k, v, arrived.get("row_bias"))])
     ranks = plan.group.size
     route = returning(tokens.counts, plan.group.rank)
     back = exchange(plan.group, [Parcel(partial, route), Parcel(lse[..., None], route)])
@@ -95,27 +72,39 @@ def _rows(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> tuple[Tenso
     return _with_sinks(plan, pieces)
 
 
-def _own(plan: Plan) -> Listed:
-    at = torch.arange(plan.own.start, plan.own.stop, device=plan.a.q.device)
-    return Listed(at.expand(plan.a.q.shape[0], -1), plan.start)
-
-
-def _gathered(arrived: dict[str, Tensor]) -> Listed:
-    at, start = arrived["at"][:, 0, :, 0], arrived.get("token_start")
-    return Listed(at, None if start is None else start[:, 0, :, 0], at >= 0)
-
-
 def _with_sinks(plan: Plan, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
     sinks = plan.a.sinks
     return joined(pieces if sinks is None else [*pieces, sink(sinks, pieces[0])])
 
 
-def _placed(tokens: Tokens, x: Tensor, rows: Tensor) -> Tensor:
-    """Return x [B, H, n, ...] with rows [B, H, G, ...] in the places of global tokens.
+class _Placed(torch.autograd.Function):
+    """Writes rows [B, H, G, ...] of out and lse into the places of global tokens, which have nothing yet.
 
-    Every rank's x depends on its rows, be they none, so that a backward on all reaches their exchange.
+    Every rank's out depends on its rows, be they none, so that a backward on all reaches their exchange.
     """
-    batch, slot = tokens.valid.nonzero(as_tuple=True)
-    new = rows.transpose(1, 2)[batch, slot]
-    placed = x.transpose(1, 2).index_put((batch, tokens.at[batch, slot]), new)
-    return placed.transpose(1, 2).contiguous()
+
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, lse: Tensor, row_out: Tensor, row_lse: Tensor, where: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        batch, slot, at = where
+        out[batch, :, at] = row_out[batch, :, slot].to(out.dtype)
+        lse[batch, :, at] = row_lse[batch, :, slot].to(lse.dtype)
+        ctx.mark_dirty(out, lse)
+        ctx.set_materialize_grads(False)
+        ctx.shapes, ctx.dtypes = (row_out.shape, row_lse.shape), (row_out.dtype, row_lse.dtype)
+        # Kept to be asked whether somebody has written to it since: what the windows need of it they have.
+        ctx.save_for_backward(out, *where)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        _, batch, slot, at = ctx.saved_tensors
+        rows: list[Tensor | None] = []
+        for grad, shape, dtype in zip(grads, ctx.shapes, ctx.dtypes, strict=True):
+            found = None if grad is None else grad.new_zeros(shape, dtype=dtype)
+            if grad is not None and found is not None:
+                found[batch, :, slot] = grad[batch, :, at].to(dtype)
+            rows.append(found)
+        return *grads, *rows, None  # of places that windows leave alone whatever their gradient is

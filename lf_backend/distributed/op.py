@@ -2,7 +2,7 @@
 
 Collectives are inside, so that graphs do not break. A graph has no place for what a plan holds and for what
 neighbours have lent, whose sizes only the ranks together know: the backward plans again, asks neighbours
-again, and computes all but windows again.
+again, and computes rows of global tokens again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, pattern: Any, mesh: Any, options: Any) 
     """Return out and lse of `attention` where a graph is made."""
     a = collected_slices(q, k, v, pattern, mesh, options)
     resolve(a.pattern)  # which the graph refers to from now on
-    out, lse, *_ = _attention(*a.values(), ",".join(gradients_of(a)), _name_of(mesh))
-    return out, lse
+    found: tuple[Tensor, Tensor] = _attention(*a.values(), ",".join(gradients_of(a)), _name_of(mesh))
+    return found
 
 
 def fits(q: Tensor, k: Tensor, v: Tensor, mesh: Any) -> bool:
@@ -56,45 +56,36 @@ def _name_of(mesh: Any) -> str:
     return Group.of(mesh).name
 
 
-def _forward(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(*values: Any) -> tuple[Tensor, Tensor]:
     *given, gradients, group = values
-    a = Arguments(*given)
     with anew():
-        out, lse, near = computed(_planned(a, gradients, group))
-    out, lse = out.contiguous(), lse.contiguous()
-    if not _has_globals(a):
-        return out, lse, out.new_empty(0), lse.new_empty(0)
-    near_out, near_lse = (x.clone(memory_format=torch.contiguous_format) for x in near)
-    return out, lse, near_out, near_lse
+        out, lse = computed(_planned(Arguments(*given), gradients, group))
+    return out.contiguous(), lse.contiguous()
 
 
-def _fake_forward(*values: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(*values: Any) -> tuple[Tensor, Tensor]:
     a = Arguments(*values[: len(NAMES)])
-    q, shape = a.q, (*a.q.shape[:3], a.v.shape[3])
-    dtype = accumulation_dtype(q.dtype)
-    out, lse = q.new_empty(shape), q.new_empty(shape[:3], dtype=dtype)
-    if not _has_globals(a):
-        return out, lse, q.new_empty(0), q.new_empty(0, dtype=dtype)
-    return out, lse, torch.empty_like(out), torch.empty_like(lse)
+    shape = (*a.q.shape[:3], a.v.shape[3])
+    return a.q.new_empty(shape), a.q.new_empty(shape[:3], dtype=accumulation_dtype(a.q.dtype))
 
 
 def _backward(
-    grad_out: Tensor | None, grad_lse: Tensor | None, near_out: Tensor, near_lse: Tensor, *values: Any
+    grad_out: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *values: Any
 ) -> list[Tensor]:
     *given, gradients, group = values
     a, names = Arguments(*given), gradients.split(",")
     with anew(), _recorded():
         leaves = {name: getattr(a, name).detach().requires_grad_() for name in names}
         plan = _planned(replace(a, **leaves), gradients, group)
-        out, lse, _ = computed(plan, (near_out.detach(), near_lse.detach()))
-        pairs = [(x, grad) for x, grad in ((out, grad_out), (lse, grad_lse)) if grad is not None]
+        again = computed(plan, (out.detach().clone(), lse.detach().clone()))  # rows are written into them
+        pairs = [(x, grad) for x, grad in zip(again, (grad_out, grad_lse), strict=True) if grad is not None]
         outputs, upstream = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, list(leaves.values()), upstream, materialize_grads=True)
     return [x.contiguous() for x in found]
 
 
 def _fake_backward(
-    grad_out: Tensor | None, grad_lse: Tensor | None, near_out: Tensor, near_lse: Tensor, *values: Any
+    grad_out: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor, *values: Any
 ) -> list[Tensor]:
     a, gradients = Arguments(*values[: len(NAMES)]), values[len(NAMES)]
     found = (getattr(a, name) for name in gradients.split(","))
@@ -105,24 +96,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     a = Arguments(*inputs[: len(NAMES)])
     ctx.arguments, ctx.more = a.without_tensors(a.backend), inputs[len(NAMES) :]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output[2 if _has_globals(a) else 0 :][:2], *a.tensors())
+    ctx.save_for_backward(*output, *a.tensors())
 
 
-def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *near: Any) -> tuple[Any, ...]:
-    near_out, near_lse, *tensors = ctx.saved_tensors
+def _autograd(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    out, lse, *tensors = ctx.saved_tensors
     a = ctx.arguments.with_tensors(tensors)
-    found = _attention_backward(grad_out, grad_lse, near_out, near_lse, *a.values(), *ctx.more)
+    found = _attention_backward(grad_out, grad_lse, out, lse, *a.values(), *ctx.more)
     grads = dict(zip(ctx.more[0].split(","), found, strict=True))
     return *map(grads.get, NAMES), None, None
 
 
 def _refuse(ctx: Any, *grads: Any) -> Any:
     raise UnsupportedError("double backward: attention over ranks can be differentiated once, not twice")
-
-
-def _has_globals(a: Arguments) -> bool:
-    """Whether there may be global tokens, which is known before ranks have met."""
-    return a.brings_globals or bool(a.lowered.positions)
 
 
 def _planned(a: Arguments, gradients: str, group: str) -> Any:
@@ -156,11 +142,11 @@ def _registered(name: str, given: str, returned: str, function: Any, fake: Any, 
     return found
 
 
-_UPSTREAM = "Tensor? grad_out, Tensor? grad_lse, Tensor near_out, Tensor near_lse, "
+_UPSTREAM = "Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, "
 _attention = _registered(
     "attention_over_ranks",
     "",
-    "(Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor, Tensor)",
     _forward,
     _fake_forward,
     (_autograd, _setup),

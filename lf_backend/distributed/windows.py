@@ -7,7 +7,7 @@ log-sum-exp of the whole call and adds to one gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from lf_backend import api
 from lf_backend.dispatch.select import chosen, preference
+from lf_backend.distributed.columns import Columns
 from lf_backend.distributed.exchange import Parcel, add_returned, depart, depart_back, like_of, sum_returned
 from lf_backend.distributed.group import Group
 from lf_backend.distributed.parts import Part, Pieces, add, cut, parts_of
+from lf_backend.distributed.pieces import Listed, Rectangle
 from lf_backend.distributed.plan import Plan
 from lf_backend.distributed.slices import Route, common, gathering
 from lf_backend.errors import LFError
@@ -40,17 +42,28 @@ def windows(
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """Return out [B, H, n, Dv] and lse [B, H, n] of this rank's queries, and what came from all ranks.
 
-    Global tokens are hidden, and sinks count if there are none.
+    Columns are joined, and rows of global tokens left empty: out 0 and lse -inf.
 
     Args:
-        known: out and lse, if they were computed before.
+        known: out and lse, if they were computed before, whatever is in these rows.
     """
     a, everywhere = plan.a, plan.everywhere()
-    sinks = a.sinks if plan.tokens is None else None
-    own = a.q, a.k, a.v, sinks, a.band_bias, plan.hidden, plan.begins, plan.ends, a.seed
+    own = a.q, a.k, a.v, a.sinks, a.band_bias, plan.hidden, plan.begins, plan.ends, a.seed
     apply: Any = _Windows.apply
-    out, lse, *arrived = apply(_Work.of(plan), known, *own, *(x for x, _ in everywhere.values()))
+    out, lse, *arrived = apply(_Work.of(plan, everywhere), known, *own, *(x for x, _ in everywhere.values()))
     return (out, lse), dict(zip(everywhere, arrived, strict=True))
+
+
+def own_of(plan: Plan) -> Listed:
+    """Return the positions of this rank, and where their documents begin."""
+    at = torch.arange(plan.own.start, plan.own.stop, device=plan.a.q.device)
+    return Listed(at.expand(plan.a.q.shape[0], -1), plan.start)
+
+
+def gathered(arrived: Mapping[str, Tensor]) -> Listed:
+    """Return where the global tokens of all ranks are."""
+    at, start = arrived["at"][:, 0, :, 0], arrived.get("token_start")
+    return Listed(at, None if start is None else start[:, 0, :, 0], at >= 0)
 
 
 def agree_on_backend(plan: Plan) -> None:
@@ -86,6 +99,9 @@ class _Work:
         parts: what is computed together, the interior first.
         halo: the way of keys to the ranks that see them.
         gathered: the way of global tokens.
+        tokens: names of what they are sent as; none without.
+        own_listed: the slice's positions and documents.
+        causal: global tokens show the past alone.
     """
 
     group: Group
@@ -96,9 +112,12 @@ class _Work:
     parts: list[Part]
     halo: Route
     gathered: Route
+    tokens: tuple[str, ...]
+    own_listed: Listed
+    causal: bool
 
     @classmethod
-    def of(cls, plan: Plan) -> _Work:
+    def of(cls, plan: Plan, tokens: Iterable[str] = ()) -> _Work:
         rank, a = plan.group.rank, plan.a
         pattern, reach = plan.near_pattern, plan.reaches[rank]
         counts = plan.tokens.counts if plan.tokens else (0,) * plan.group.size
@@ -111,6 +130,9 @@ class _Work:
             parts_of(plan.own, reach, None if a.lowered.others else plan.window),
             plan.slices.halo(rank, plan.reaches),
             gathering(counts, rank),
+            tuple(tokens),
+            own_of(plan),
+            plan.tokens is not None and plan.tokens.causal,
         )
 
     @property
@@ -174,6 +196,14 @@ class _Work:
         }
         return replace(self.a, **tensors)
 
+    def columns(self, own: Tensors, arrived: Mapping[str, Tensor]) -> Columns:
+        """Return the columns that this rank's queries see."""
+        q, hidden = own["q"], own["hidden"]
+        assert q is not None and hidden is not None, "where there are global tokens"
+        call = replace(self.a, seed=own["seed"])  # positions are those of the row, which nothing moves
+        rectangle = Rectangle(call, self.own_listed, gathered(arrived), self.causal)
+        return Columns(rectangle, q, arrived["column_k"], arrived["column_v"], own["band_bias"], hidden)
+
     def computed(
         self, parts: Sequence[Part], own: Tensors, lent: Tensors
     ) -> list[tuple[Part, tuple[Tensor, Tensor]]]:
@@ -227,16 +257,22 @@ class _Windows(torch.autograd.Function):
         found = work.computed(interior, own, {})
         landed = [torch.cat(pieces, 2) for pieces in flight.land()]
         lent = dict(zip(near, landed, strict=False))
+        arrived = dict(zip(work.tokens, landed[len(near) :], strict=True))
         found += work.computed(edges, own, lent)
         out, lse = known or (_placed([(part, x[i]) for part, x in found], work.own) for i in (0, 1))
-        arrived = landed[len(near) :]
+        kept_out, kept_lse = out, lse
+        if arrived:  # rows of global tokens will be written into what is returned: there lse is -inf here
+            if known is None:
+                work.columns(own, arrived).join(out, lse)
+            hidden: Any = own["hidden"]
+            kept_out, kept_lse = out.data, lse.masked_fill(hidden[..., 0], -torch.inf)
 
         ctx.work, ctx.names = work, list(near)
-        ctx.save_for_backward(out, lse, *own.values(), *lent.values())
+        ctx.save_for_backward(kept_out, kept_lse, *own.values(), *lent.values(), *arrived.values())
         ctx.tokens = [(like_of(x), x.shape[2]) for x in tokens]
         ctx.set_materialize_grads(False)  # a gradient of the log-sum-exp that is none costs nothing
-        ctx.mark_non_differentiable(*(x for x in arrived if not x.is_floating_point()))
-        return out, lse, *arrived
+        ctx.mark_non_differentiable(*(x for x in arrived.values() if not x.is_floating_point()))
+        return out, lse, *arrived.values()
 
     @staticmethod
     @once_differentiable
@@ -244,17 +280,25 @@ class _Windows(torch.autograd.Function):
         work: _Work = ctx.work
         out, lse, *saved = ctx.saved_tensors
         own: Tensors = dict(zip(_OWN, saved, strict=False))
-        lent: dict[str, Tensor] = dict(zip(ctx.names, saved[len(_OWN) :], strict=True))
-        upstream = torch.zeros_like(out) if grad_out is None else grad_out, grad_lse, out
+        more = saved[len(_OWN) :]
+        lent: dict[str, Tensor] = dict(zip(ctx.names, more, strict=False))
+        arrived = dict(zip(work.tokens, more[len(ctx.names) :], strict=True))
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        upstream = grad_out, grad_lse, out
+        columns = work.columns(own, arrived).gradients(grad_out, grad_lse, out, lse) if arrived else {}
+        of_tokens = dict(zip(work.tokens, grads, strict=True))
+        of_tokens |= {f"column_{name}": columns[name] for name in _KEYS if arrived}
         edges = work.gradients(work.edges, own, lent, upstream, lse)
         back = [Parcel(_of_halo(work, lent[name], name, edges), work.halo) for name in _KEYS]
         floats = [index for index, (like, _) in enumerate(ctx.tokens) if like.is_floating_point()]
-        back += [
-            Parcel(_or_zeros(grads[index], ctx.tokens[index][0], work), work.gathered) for index in floats
-        ]
+        for index in floats:
+            grad = of_tokens[work.tokens[index]]
+            back.append(Parcel(_or_zeros(grad, ctx.tokens[index][0], work), work.gathered))
         flight = depart_back(work.group, back, [like_of(x) for x, _ in back])
         found = work.gradients(work.interior, own, {}, upstream, lse) + edges
         totals = {name: _total(work, found, name) for name in found[0][1]}
+        for name in set(columns) - set(_KEYS):
+            totals[name] += columns[name]
         landed = flight.land()
         rank = work.group.rank
         for name, pieces in zip(_KEYS, landed, strict=False):
@@ -269,7 +313,9 @@ class _Windows(torch.autograd.Function):
 def _placed(found: list[tuple[Part, Tensor]], own: range) -> Tensor:
     """Return [B, H, n, ...] of the slice from what parts have found, the first of which has it all."""
     (first, x), *others = found
-    total = cut([(first.rows, x)], own)
+    total = (
+        x if first.rows == own else cut([(first.rows, x)], own).clone(memory_format=torch.contiguous_format)
+    )
     for part, new in others:
         at = part.used.start - own.start
         total[:, :, at : at + len(part.used)] = cut([(part.rows, new)], part.used)
