@@ -85,8 +85,11 @@ def wants_ordinary(tensors: Iterable[Tensor | None]) -> bool:
     """Return whether a call with these tensors has to consist of ordinary operators."""
     if torch.compiler.is_compiling():
         return _is_asked()
-    if _asked.get() or _is_tracing():
-        return True
+    return _asked.get() or _is_tracing() or is_transformed(tensors)
+
+
+def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether a transform of `torch.func` or forward-mode differentiation is at work on tensors."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return forward_ad._current_level >= 0 and any(map(_has_tangent, tensors))

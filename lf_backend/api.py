@@ -168,7 +168,15 @@ def computed(arguments: Arguments) -> tuple[Tensor, Tensor]:
 
 def checked_arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options: Options) -> Arguments:
     """Return the operator's arguments, cast for autocast and checked."""
-    text, pattern = pattern, checks.check_pattern(pattern)
+    found = checks.check_pattern(pattern)
+    arguments = collected(q, k, v, pattern if isinstance(pattern, str) else intern(found), options)
+    with _callers.not_traced():
+        checks.check(arguments, found)
+    return arguments
+
+
+def collected(q: Tensor, k: Tensor, v: Tensor, pattern: str, options: Options) -> Arguments:
+    """Return the operator's arguments, cast for autocast; of them it is checked that tensors are tensors."""
     given: dict[str, Any] = {**DEFAULTS, **options}
     floats = {name: given[name] for name in _DIFFERENTIABLE if given[name] is not None}
     checks.check_tensors(q=q, k=k, v=v, **floats)
@@ -181,21 +189,18 @@ def checked_arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, o
     given["dropout_p"] = given["dropout_p"] or 0.0
     given["backend"] = given["backend"] or ""
     seed = dropout.draw_seed(q) if given["dropout_p"] else None
-    named = text if isinstance(text, str) else intern(pattern)
     with _callers.not_traced():
         if given["scale"] is None:
             given["scale"] = checks.default_scale(q)
-        arguments = Arguments(
+        return Arguments(
             q=q,
             k=k,
             v=v,
             **given,
             seed=seed,
-            pattern=named,
+            pattern=pattern,
             differentiable=torch.is_grad_enabled() and _needs_grad(q, k, v, *floats.values()),
         )
-        checks.check(arguments, pattern)
-    return arguments
 
 
 def _needs_grad(*tensors: Tensor) -> bool:

@@ -1,10 +1,12 @@
-"""What ranks measure: correctness first, then weak and strong scaling, beside an all-gather of keys."""
+"""What ranks measure: correctness first, then weak and strong scaling, beside an all-gather and torch's."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -18,8 +20,10 @@ from torch.utils.benchmark import timer
 
 import lf_backend as lf
 from benchmarks import record
+from benchmarks.parallel.peers import PEERS, Run, reason_against
 from benchmarks.record import Row
 from lf_backend import distributed
+from lf_backend.distributed import parts
 from lf_backend.distributed.exchange import Parcel, exchange
 from lf_backend.distributed.group import Group
 from lf_backend.distributed.slices import gathering
@@ -91,6 +95,7 @@ def weak(mesh: Any, sizes: Sizes, repeats: int) -> Iterator[Row]:
     runs = {
         "alone": lambda: _alone(own, sizes.pattern),
         "neighbours": lambda: _shared(own, sizes.pattern, mesh),
+        "neighbours, nothing overlapped": lambda: _in_one_part(own, sizes.pattern, mesh),
         "all-gather of keys": lambda: _by_gathering(mesh, own, sizes),
     }
     yield from _compared(mesh, f"{sizes.length:,} positions on each rank", runs, own, repeats, "alone")
@@ -114,8 +119,28 @@ def strong(mesh: Any, sizes: Sizes, repeats: int) -> Iterator[Row]:
     yield from _compared(mesh, f"{whole[0].shape[2]:,} positions", runs, own, repeats, "one rank")
 
 
+def peers(mesh: Any, sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """torch's own context parallelism beside ours, where torch gives the answer of one device."""
+    own, length = _inputs(mesh, sizes, seed=mesh.get_local_rank()), sizes.length * mesh.size()
+    runs: dict[str, Callable[[], Tensor | None]] = {"neighbours": lambda: _shared(own, sizes.pattern, mesh)}
+    for name, (make, everything) in PEERS.items():
+        if (reason := reason_against(mesh, make, everything)) is not None:
+            yield {"name": name, "not run": reason}
+            continue
+        runs[name] = partial(_without_answer, make(mesh, length, sizes.reach), own)
+    if len(runs) > 1:
+        yield from _compared(
+            mesh, f"{sizes.length:,} positions on each rank", runs, own, repeats, "neighbours"
+        )
+
+
+def _without_answer(run: Run, own: list[Tensor]) -> None:
+    """Run forward and backward."""
+    run(own)
+
+
 SECTIONS: dict[str, Callable[[Any, Sizes, int], Iterator[Row]]] = {
-    "correct": correct, "weak": weak, "strong": strong,
+    "correct": correct, "weak": weak, "strong": strong, "peers": peers,
 }  # fmt: skip
 
 
@@ -133,6 +158,16 @@ def _alone(inputs: list[Tensor], pattern: lf.Pattern) -> Tensor:
 def _shared(inputs: list[Tensor], pattern: lf.Pattern, mesh: Any) -> Tensor:
     q, k, v = inputs
     return distributed.attention(q, k, v, pattern, mesh=mesh)
+
+
+def _in_one_part(inputs: list[Tensor], pattern: lf.Pattern, mesh: Any) -> Tensor:
+    """Return the same output by the way of short slices, which wait for the halo and copy their keys."""
+    short = parts.SHORT
+    try:
+        parts.SHORT = sys.maxsize
+        return _shared(inputs, pattern, mesh)
+    finally:
+        parts.SHORT = short
 
 
 def _slice(mesh: Any, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@
 - `documents.py`, `tokens.py`: documents and global tokens that cross slices.
 - `plan.py`: what is known of a call before its tensors travel.
 - `exchange.py`: the one collective that tensors travel by, and its derivative.
+- `windows.py`, `parts.py`: windows over a slice, its interior while the halo is on its way, and its edges.
 - `pieces.py`: small softmaxes of listed queries and listed keys.
 
 Nothing of this is loaded by `import lf_backend`.

@@ -1,28 +1,16 @@
-"""`attention` over ranks: windows over a slice and its halo, global tokens as columns and as rows.
-
-Windows see the slice and what neighbours lend. Columns, the keys of global tokens, come from all ranks and
-are joined to the windows' softmax. Rows, the queries of global tokens, go to all ranks, each of which
-computes them over its own keys; the owner joins what comes back. The operator's queries are the last of its
-positions: a slice is followed by as many empty queries as there are keys ahead of it.
-"""
+"""`attention` over ranks: what users call."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from lf_backend import api
-from lf_backend.backends.portable.pieces import Piece, joined, sink
-from lf_backend.distributed.exchange import Parcel, exchange
-from lf_backend.distributed.pieces import Listed, as_piece, piece_of
-from lf_backend.distributed.plan import Plan, planned, refusals
+from lf_backend.distributed import op
+from lf_backend.distributed.computed import computed
+from lf_backend.distributed.plan import planned
 from lf_backend.distributed.sharded import like
-from lf_backend.distributed.slices import returning
-from lf_backend.distributed.tokens import Tokens
-from lf_backend.errors import UnsupportedError
 from lf_backend.ops.options import Options, takes_options
 from lf_backend.pattern.terms import Pattern
 
@@ -97,118 +85,16 @@ def attention(
         ShapeError, PatternError: as `lf_backend.attention`, for a rank's slices.
         UnsupportedError: a call that needs all keys on all ranks, with every reason.
     """
-    out, lse, plan = _attention(q, k, v, pattern, mesh, options)
-    out = like(q, out, plan.slices)
-    return (out, like(q, lse, plan.slices)) if return_lse else out
+    if torch.compiler.is_compiling() and op.fits(q, k, v, mesh):
+        found = op.run(q, k, v, pattern, mesh, options)
+        out, lse = (like(q, x, q.shape[2]) for x in found)
+    else:
+        out, lse = _eager(q, k, v, pattern, mesh, options)
+    return (out, lse) if return_lse else out
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: Any, mesh: Any, options: Any
-) -> tuple[Any, Any, Plan]:
+def _eager(q: Tensor, k: Tensor, v: Tensor, pattern: Any, mesh: Any, options: Any) -> tuple[Tensor, Tensor]:
     plan = planned(q, k, v, pattern, mesh, options)
-    if reasons := refusals(plan):
-        raise UnsupportedError("; ".join(reasons))
-    with torch.autocast(plan.a.q.device.type, enabled=False):
-        return *_computed(plan), plan
-
-
-def _computed(plan: Plan) -> tuple[Tensor, Tensor]:
-    parcels = {**plan.near(), **plan.everywhere()}
-    arrived = dict(zip(parcels, exchange(plan.group, list(parcels.values())), strict=True))
-    out, lse = _windows(plan, arrived)
-    if plan.tokens is None:
-        return out, lse
-    out, lse = _with_sinks(plan, [as_piece(out, lse), _columns(plan, plan.tokens, arrived)])
-    rows = _rows(plan, plan.tokens, arrived)
-    out, lse = (_placed(plan.tokens, x, new) for x, new in zip((out, lse), rows, strict=True))
-    if plan.a.key_padding is not None:
-        padded = plan.a.key_padding[:, None]
-        out, lse = out.masked_fill(padded[..., None], 0), lse.masked_fill(padded, -torch.inf)
-    return out.to(plan.a.q.dtype), lse
-
-
-def _windows(plan: Plan, arrived: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return out and lse of this rank's queries over windows and rules alone, with sinks if that is all."""
-    a, own, reach = plan.a, plan.own, plan.reaches[plan.group.rank]
-    empty = reach.stop - own.stop
-    near = plan.near_pattern  # held until the operator has found it
-    hidden, start = arrived.get("hidden"), arrived.get("start")
-    arguments = api.checked_arguments(
-        _longer(a.q, empty),
-        arrived["k"],
-        arrived["v"],
-        near,
-        Options(
-            key_padding=None if hidden is None else hidden[:, 0, :, 0],
-            documents=None if start is None else start[:, 0, :, 0],
-            band_bias=None if a.band_bias is None else _longer(a.band_bias, empty),
-            sinks=a.sinks if plan.tokens is None else None,
-            scale=a.scale,
-            softcap=a.softcap,
-            backend=a.backend or None,
-        ),
-    )
-    if a.seed is not None:
-        seed = torch.cat([a.seed, a.seed.new_tensor([reach.start])])
-        arguments = replace(arguments, dropout_p=a.dropout_p, seed=seed)
-    out, lse = api.computed(arguments)
-    sizes = [len(own), empty]  # a split, whose backward writes once
-    return torch.split(out, sizes, 2)[0], torch.split(lse, sizes, 2)[0]
-
-
-def _longer(x: Tensor, more: int) -> Tensor:
-    """Return [B, H, n + more, ...] of x [B, H, n, ...], zeros behind it."""
-    return torch.cat([x, x.new_zeros(*x.shape[:2], more, *x.shape[3:])], 2) if more else x
-
-
-def _columns(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> Piece:
-    """Return the softmax of this rank's queries over all global tokens."""
-    a = plan.a
-    q = a.q if a.key_padding is None else a.q.masked_fill(a.key_padding[:, None, :, None], 0)
-    k, v, keys = arrived["column_k"], arrived["column_v"], _gathered(arrived)
-    return piece_of(a, q, _own(plan), k, v, keys, a.band_bias, tokens.causal)
-
-
-def _rows(plan: Plan, tokens: Tokens, arrived: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return out [B, H, G, Dv] and lse [B, H, G] of this rank's global tokens as queries, over all keys."""
-    a = plan.a
-    k, v = (a.k, a.v) if a.global_k is None or a.global_v is None else (a.global_k, a.global_v)
-    if a.key_padding is not None:
-        k, v = (x.masked_fill(a.key_padding[:, None, :, None], 0) for x in (k, v))
-    keys = _own(plan)._replace(seen=None if a.key_padding is None else ~a.key_padding)
-    bias = arrived.get("row_bias")
-    partial, lse = joined(
-        [piece_of(a, arrived["row_q"], _gathered(arrived), k, v, keys, bias, tokens.causal)]
-    )
-    ranks = plan.group.size
-    route = returning(tokens.counts, plan.group.rank)
-    back = exchange(plan.group, [Parcel(partial, route), Parcel(lse[..., None], route)])
-    pieces = [as_piece(x, y[..., 0]) for x, y in zip(*(z.tensor_split(ranks, 2) for z in back), strict=True)]
-    return _with_sinks(plan, pieces)
-
-
-def _own(plan: Plan) -> Listed:
-    at = torch.arange(plan.own.start, plan.own.stop, device=plan.a.q.device)
-    return Listed(at.expand(plan.a.q.shape[0], -1), plan.start)
-
-
-def _gathered(arrived: dict[str, Tensor]) -> Listed:
-    at, start = arrived["at"][:, 0, :, 0], arrived.get("token_start")
-    return Listed(at, None if start is None else start[:, 0, :, 0], at >= 0)
-
-
-def _with_sinks(plan: Plan, pieces: list[Piece]) -> tuple[Tensor, Tensor]:
-    sinks = plan.a.sinks
-    return joined(pieces if sinks is None else [*pieces, sink(sinks, pieces[0])])
-
-
-def _placed(tokens: Tokens, x: Tensor, rows: Tensor) -> Tensor:
-    """Return x [B, H, n, ...] with rows [B, H, G, ...] in the places of global tokens.
-
-    Every rank's x depends on its rows, be they none, so that a backward on all reaches their exchange.
-    """
-    batch, slot = tokens.valid.nonzero(as_tuple=True)
-    new = rows.transpose(1, 2)[batch, slot]
-    placed = x.transpose(1, 2).index_put((batch, tokens.at[batch, slot]), new)
-    return placed.transpose(1, 2).contiguous()
+    out, lse = computed(plan)
+    return like(q, out, plan.slices.length), like(q, lse, plan.slices.length)

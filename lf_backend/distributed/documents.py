@@ -1,4 +1,4 @@
-"""Packed documents that cross slices, known by where they begin in the whole row."""
+"""Packed documents that cross slices, known by where they begin and end in the whole row."""
 
 from __future__ import annotations
 
@@ -39,3 +39,21 @@ def starts_of(group: Group, slices: Slices, documents: Tensor) -> Tensor:
         return start
     continued = (start == slices.starts[group.rank]) & (documents[:, :1] == open_id[:, None])
     return torch.where(continued, open_start[:, None], start)
+
+
+def ends_of(group: Group, slices: Slices, start: Tensor) -> Tensor:
+    """Return int64 [B, n], where in the whole row the document of each position of this rank ends.
+
+    Args:
+        start: int64 [B, n], where it begins, which tells documents apart.
+    """
+    batch, count = start.shape
+    own = slices.range_of(group.rank)
+    end = boundaries(start).end + own.start if count else start
+    words = torch.stack([start[:, 0], end[:, 0]]) if count else start.new_zeros(2, batch)
+    firsts = group.gather(words.flatten()).view(group.size, 2, batch).to(start.device)
+    for rank in range(group.rank + 1, group.size if count else 0):
+        if slices.sizes[rank]:
+            goes_on = (end == slices.starts[rank]) & (start == firsts[rank, 0][:, None])
+            end = torch.where(goes_on, firsts[rank, 1][:, None], end)
+    return end

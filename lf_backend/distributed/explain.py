@@ -74,8 +74,9 @@ def explain(
     """Say what a call of `attention` moves between ranks, or every reason why it is refused.
 
     A collective that takes `attention`'s arguments and moves none of its tensors. Backward figures are those
-    of a call whose tensors require gradients. The words by which ranks agree, one to three times a call, are
-    not counted: 24 bytes a rank, 24 for each example with documents and 8 with global tokens besides.
+    of a call whose tensors require gradients. The words by which ranks agree, one to five times a call, are
+    not counted: 24 bytes a rank, 24 for each example with documents and 8 with global tokens besides, 16 and
+    16 for each example with rules in documents.
     """
     plan = planned(q, k, v, pattern, mesh, options)
     sizes, rank = plan.slices.sizes, plan.group.rank
@@ -105,7 +106,7 @@ Matrix = list[list[int]]  # bytes from one rank to another in the forward's dire
 
 def _traffic(plan: Plan, halos: list[Route]) -> tuple[Matrix, Matrix]:
     """Return what travels in the forward, and what of it has a gradient that travels back."""
-    near, everywhere = ([x.tensor for x in some.values()] for some in (plan.near(), plan.everywhere()))
+    near, everywhere = list(plan.near().values()), [x for x, _ in plan.everywhere().values()]
     legs = [(near, halos)]
     if plan.tokens is not None:
         counts, a = plan.tokens.counts, plan.a

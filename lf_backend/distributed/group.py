@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from lf_backend.errors import ArgumentError, DistributedError
@@ -53,9 +54,22 @@ class Group:
             names = mesh.mesh_dim_names
             which = f"{mesh.ndim} named {', '.join(names)}: pass mesh[{names[-1]!r}]" if names else mesh.ndim
             raise ArgumentError(f"mesh: one dimension wanted, got {which}")
-        handle = mesh.get_group()
-        device = torch.device(mesh.device_type)
+        return cls._of(mesh.get_group(), torch.device(mesh.device_type))
+
+    @classmethod
+    def named(cls, name: str, device: torch.device) -> Group:
+        """Return the ranks of the process group that has this name."""
+        found: Any = distributed_c10d
+        return cls._of(found._resolve_process_group(name), device)
+
+    @classmethod
+    def _of(cls, handle: Any, device: torch.device) -> Group:
         return cls(handle, dist.get_rank(handle), dist.get_world_size(handle), device)
+
+    @property
+    def name(self) -> str:
+        """The name of the process group."""
+        return str(self.handle.group_name)
 
     def gather(self, words: Tensor) -> Tensor:
         """Return int64 [ranks, W], the words [W] of every rank."""

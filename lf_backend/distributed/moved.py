@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lf_backend.distributed.slices import Slices
 from lf_backend.pattern.bands import Band, Sees
 from lf_backend.pattern.lowered import Form, Rule, Tokens
 from lf_backend.pattern.spans import Span, Spans, united
@@ -23,12 +25,12 @@ class Moved(Term):
     Attributes:
         rule: the rule, in positions of the row.
         origin: the position in the row of what is position 0 here.
-        length: positions of the row.
+        length: positions of the row; None where positions are those of documents, whose length is the call's.
     """
 
     rule: Rule
     origin: int
-    length: int
+    length: int | None
 
     def sees(self, head: Any, query: Any, key: Any) -> Any:
         return self.rule.sees(head, query + self.origin, key + self.origin)
@@ -38,6 +40,8 @@ class Moved(Term):
         return lambda head, query, key: sees(head, query + origin, key + origin)
 
     def spans(self, head: int, first: int, last: int, m: int) -> Spans:
+        if self.length is None:
+            return self.rule.spans(head, first, last, m)
         first, last = (min(at + self.origin, self.length - 1) for at in (first, last))
         spans = self.rule.spans(head, first, last, self.length)
         return united((Span(s.start - self.origin, s.stop - self.origin, s.full) for s in spans), m)
@@ -70,17 +74,36 @@ def seen_by(rule: Rule, heads: int, own: range, length: int) -> range:
     return range(min(span.start for span in spans), max(span.stop for span in spans))
 
 
-def reason_against(rule: Rule, heads: int, slices: Sequence[range]) -> str | None:
-    """Return why the keys that a rule shows cannot come from near slices; None if they can."""
+def seen_in_documents(rule: Rule, heads: int, own: range, start: Tensor, end: Tensor) -> range:
+    """Return the range of keys that queries `own` may see by a rule whose positions are those of documents.
+
+    Args:
+        start, end: int64 [B, n], where the document of each of these positions begins and ends.
+    """
+    found = own
+    # A document that lies within the slice shows keys of the slice alone.
+    for column, across in ((0, start[:, 0] < own.start), (-1, end[:, -1] > own.stop)) if own else ():
+        for first, last in zip(start[across, column].tolist(), end[across, column].tolist(), strict=True):
+            queries = range(max(own.start, first) - first, min(own.stop, last) - first)
+            seen = seen_by(rule, heads, queries, last - first)
+            found = range(min(found.start, seen.start + first), max(found.stop, seen.stop + first))
+    return found
+
+
+def reason_against(rule: Rule) -> str | None:
+    """Return why nothing is known of how far a rule reaches; None if something is."""
     if any(isinstance(part, Tokens) for part in rule.parts):
         return "`Causal()` over all terms or over none wanted, got it over global tokens alone"
     if not any((isinstance(part, Band) and None not in part.span()) or part.bounded for part in rule.parts):
         return "a predicate with `bounds`, or within a window with a limit on both sides, wanted, got neither"
-    length = sum(map(len, slices))
-    for own in slices:
-        seen = seen_by(rule, heads, own, length)
-        reach = max(own.start - seen.start, seen.stop - own.stop) if own and seen else 0
-        if reach > max(NEAR, length // 2):
+    return None
+
+
+def reason_against_reach(slices: Slices, seen: Sequence[range]) -> str | None:
+    """Return why keys that rules show to each rank are too far; None if they are not."""
+    for own, keys in zip(slices.ranges, seen, strict=True):
+        reach = max(own.start - keys.start, keys.stop - own.stop)
+        if reach > max(NEAR, slices.length // 2):
             most = f"reach at most half of the row or {NEAR:,} positions"
-            return f"rules that {most} wanted, got bounds that reach {reach:,} of {length:,}"
+            return f"rules that {most} wanted, got bounds that reach {reach:,} of {slices.length:,}"
     return None

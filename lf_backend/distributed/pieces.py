@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -36,59 +38,67 @@ class Listed(NamedTuple):
         return Listed(at, start, torch.zeros_like(at, dtype=torch.bool))
 
 
-def piece_of(
-    a: Arguments,
-    q: Tensor,
-    queries: Listed,
-    k: Tensor,
-    v: Tensor,
-    keys: Listed,
-    bias: Tensor | None,
-    causal: bool,
-) -> Piece:
-    """Return the softmax of queries [B, H, R, D] over keys [B, Hkv, K, D] that share their document.
+@dataclass(frozen=True, eq=False)
+class Rectangle:
+    """Queries against listed keys that share their document.
 
-    A few queries at a time, which a backward computes again, so that scores stay small.
-
-    Args:
+    Attributes:
         a: the call, for its numbers and its window.
-        bias: [B or 1, H, R, taps] of the queries, for the pairs within the window.
+        queries, keys: where they are.
         causal: keys ahead of a query are invisible.
     """
-    heads = q.shape[1]
-    if k.shape[2] == 0:  # a softmax wants a key: one that nobody sees
-        k, v, keys = pad(k, (0, 0, 0, 1)), pad(v, (0, 0, 0, 1)), keys.with_one_hidden()
-    k, v = of_heads(k, heads), of_heads(v, heads)
-    nowhere = Lowered((), (), False, ())
-    call = Call(q, k, v, nowhere, None, None, None, a.scale, a.softcap, a.dropout_p, a.seed)
-    numbers = torch.arange(heads, device=q.device)[:, None, None]
 
-    def attended(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, at: Tensor, start: Tensor | None
-    ) -> Piece:
+    a: Arguments
+    queries: Listed
+    keys: Listed
+    causal: bool
+
+    def steps(self, q: Tensor) -> Iterator[slice]:
+        """Queries [B, H, R, D], a few at a time, so that scores stay small; once if there are none."""
+        batch, heads, count, _ = q.shape
+        step = max(1, TILE_BYTES // max(1, 8 * batch * heads * self.keys.at.shape[1]))
+        return (slice(first, first + step) for first in range(0, max(1, count), step))
+
+    def piece(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: slice) -> Piece:
+        """Return the softmax of some of the queries, [B, H, R, D], over keys [B, Hkv, K, D].
+
+        Args:
+            bias: [B or 1, H, R, taps] of these queries, for the pairs within the window.
+            rows: which they are.
+        """
+        a, keys, heads = self.a, self.keys, q.shape[1]
+        if k.shape[2] == 0:  # a softmax wants a key: one that nobody sees
+            k, v, keys = pad(k, (0, 0, 0, 1)), pad(v, (0, 0, 0, 1)), keys.with_one_hidden()
+        k, v = of_heads(k, heads), of_heads(v, heads)
+        nowhere = Lowered((), (), False, ())
+        call = Call(q, k, v, nowhere, None, None, None, a.scale, a.softcap, a.dropout_p, a.seed)
+        numbers = torch.arange(heads, device=q.device)[:, None, None]
+        at = self.queries.at[:, rows]
         distance = keys.at[:, None, None] - at[:, None, :, None]
-        visible = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+        visible = distance <= 0 if self.causal else torch.ones_like(distance, dtype=torch.bool)
         if keys.seen is not None:
             visible = visible & keys.seen[:, None, None]
-        if keys.start is not None and start is not None:
+        if keys.start is not None and self.queries.start is not None:
+            start = self.queries.start[:, rows]
             visible = visible & (keys.start[:, None, None] == start[:, None, :, None])
-        near = (
-            None if bias is None else bias_at(bias.expand(len(q), -1, -1, -1), a.lowered.bands[0], distance)
-        )
+        near = None
+        if bias is not None:
+            near = bias_at(bias.expand(len(q), -1, -1, -1), a.lowered.bands[0], distance)
         drawn = kept(call, numbers, at[:, None, :, None], keys.at[:, None, None])
         return attend(call, q, k, v, visible, near, drawn)
 
-    step = max(1, TILE_BYTES // max(1, 8 * q.shape[0] * heads * k.shape[2]))
+
+def piece_of(rectangle: Rectangle, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Piece:
+    """Return the softmax of all queries; a backward computes it again, a few of them at a time."""
     found = []
-    for first in range(0, max(1, q.shape[2]), step):
-        rows = slice(first, first + step)
-        own = None if bias is None else bias[:, :, rows]
-        start = None if queries.start is None else queries.start[:, rows]
-        arguments: Any = (q[:, :, rows], k, v, own, queries.at[:, rows], start)
+    for rows in rectangle.steps(q):
+        own: Any = None if bias is None else bias[:, :, rows]
+        arguments: Any = (q[:, :, rows], k, v, own, rows)
         if torch.is_grad_enabled():
-            found.append(checkpoint(attended, *arguments, use_reentrant=False, preserve_rng_state=False))
+            piece = checkpoint(rectangle.piece, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            found.append(attended(*arguments))
+            piece = rectangle.piece(*arguments)
+        found.append(piece)
     return Piece(*(torch.cat(parts, 2) for parts in zip(*found, strict=True)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -11,19 +11,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lf_backend.api import checked_arguments
-from lf_backend.distributed.documents import starts_of
+from lf_backend import _callers
+from lf_backend.api import collected
+from lf_backend.dispatch.select import preference
+from lf_backend.distributed.documents import ends_of, starts_of
 from lf_backend.distributed.exchange import Parcel
 from lf_backend.distributed.group import Group
-from lf_backend.distributed.moved import Moved, reason_against, seen_by
+from lf_backend.distributed.moved import (
+    Moved,
+    reason_against,
+    reason_against_reach,
+    seen_by,
+    seen_in_documents,
+)
 from lf_backend.distributed.sharded import slice_of
 from lf_backend.distributed.slices import Slices, covering, gathering
 from lf_backend.distributed.tokens import Tokens, tokens_of
-from lf_backend.errors import LFError, ShapeError
+from lf_backend.errors import LFError, ShapeError, UnsupportedError
 from lf_backend.ops import checks
-from lf_backend.ops.arguments import DIFFERENTIABLE, Arguments
+from lf_backend.ops.arguments import DIFFERENTIABLE, TENSORS, Arguments
 from lf_backend.ops.options import DEFAULTS, Options
-from lf_backend.pattern.interned import intern
+from lf_backend.pattern.interned import intern, resolve
 from lf_backend.pattern.terms import Global, Pattern, Window, union
 
 
@@ -37,6 +45,8 @@ class Plan:
         a: the call, all its tensors slices.
         pattern: its pattern, which is held for the operator to find it.
         start: int64 [B, n], where in the row the document of each position begins; None without documents.
+        end: int64 [B, n], where it ends; None without rules.
+        seen: the positions whose keys rules show to the queries of each rank; none without rules.
         tokens: the global tokens; None if there are none on any rank.
     """
 
@@ -45,6 +55,8 @@ class Plan:
     a: Arguments
     pattern: Pattern
     start: Tensor | None
+    end: Tensor | None
+    seen: tuple[range, ...]
     tokens: Tokens | None
 
     @property
@@ -52,41 +64,51 @@ class Plan:
         """The positions of this rank."""
         return self.slices.range_of(self.group.rank)
 
+    @property
+    def window(self) -> tuple[int, int]:
+        """How many positions windows reach back and ahead, in any head."""
+        spans = [band.span() for band in self.a.lowered.bands]
+        return max((back or 0 for back, _ in spans), default=0), max((x or 0 for _, x in spans), default=0)
+
     @cached_property
     def reaches(self) -> tuple[range, ...]:
         """The positions whose keys windows and rules show to the queries of each rank, in any head."""
-        spans = [(back or 0, ahead or 0) for back, ahead in (band.span() for band in self.a.lowered.bands)]
-        back, ahead = (max(reach, default=0) for reach in zip(*spans, strict=True)) if spans else (0, 0)
-        heads, length = self.a.q.shape[1], self.slices.length
-        found = []
-        for rank, own in enumerate(self.slices.ranges):
-            seen = [seen_by(rule, heads, own, length) for rule in self.a.lowered.others]
-            found.append(covering([self.slices.reach_of(rank, back, ahead), *seen]))
-        return tuple(found)
+        back, ahead = self.window
+        near = [self.slices.reach_of(rank, back, ahead) for rank in range(self.group.size)]
+        return tuple(map(covering, zip(near, self.seen, strict=True) if self.seen else zip(near)))
 
     @property
     def near_pattern(self) -> Pattern:
         """The pattern without its global tokens, for queries that see the keys of this rank's reach."""
         windows: list[Pattern] = [Window.of(band) for band in self.a.lowered.bands]
         first, length = self.reaches[self.group.rank].start, self.slices.length
-        terms = windows + [Moved(rule, first, length) for rule in self.a.lowered.others]
+        where = (first, length) if self.start is None else (0, None)
+        terms = windows + [Moved(rule, *where) for rule in self.a.lowered.others]
         return union(*terms) if terms else Global()
 
-    def near(self) -> dict[str, Parcel]:
-        """Return what goes to the ranks whose windows reach it, by name.
-
-        Global tokens are hidden from windows like padding, so that no pair counts twice.
-        """
-        a, found = self.a, {"k": self.a.k, "v": self.a.v}
-        hidden = a.key_padding
+    @property
+    def hidden(self) -> Tensor | None:
+        """Bool [B, 1, n, 1], True where no window shows a key: padding, and global tokens, which are no
+        windows' so that no pair counts twice."""
+        hidden = self.a.key_padding
         if self.tokens is not None:
             hidden = self.tokens.marks if hidden is None else hidden | self.tokens.marks
-        if hidden is not None:
-            found["hidden"] = hidden[:, None, :, None]
-        if self.start is not None:
-            found["start"] = self.start[:, None, :, None]
-        route = self.slices.halo(self.group.rank, self.reaches)
-        return {name: Parcel(x, route) for name, x in found.items()}
+        return None if hidden is None else hidden[:, None, :, None]
+
+    @property
+    def begins(self) -> Tensor | None:
+        """`start` as [B, 1, n, 1]."""
+        return None if self.start is None else self.start[:, None, :, None]
+
+    @property
+    def ends(self) -> Tensor | None:
+        """`end` as [B, 1, n, 1]."""
+        return None if self.end is None else self.end[:, None, :, None]
+
+    def near(self) -> dict[str, Tensor]:
+        """Return what goes to the ranks whose windows reach it, by name."""
+        found = {"k": self.a.k, "v": self.a.v, "hidden": self.hidden, "start": self.begins, "end": self.ends}
+        return {name: x for name, x in found.items() if x is not None}
 
     def everywhere(self) -> dict[str, Parcel]:
         """Return what goes to all ranks, by name: global tokens as keys, and as queries."""
@@ -118,26 +140,79 @@ def planned(
     Raises:
         LFError: what `attention` raises, on all ranks if it is so on one.
     """
+    if _callers.is_traced() or _callers.is_transformed((q, k, v)):  # in which no word reaches another rank
+        transforms = "torch.jit.trace, transforms of torch.func and forward-mode differentiation"
+        raise UnsupportedError(f"attention over ranks: none of {transforms} wanted, got one")
     group = Group.of(mesh)
-    a = None
-    said: Mapping[str, object] | Exception
     try:
-        named = {"q": q, "k": k, "v": v, **options}
-        given = {name: slice_of(name, x, mesh) for name, x in named.items()}
-        pattern = checks.check_pattern(pattern)
-        a = _arguments(given, pattern)
-        said = _description(a, given)
+        a = collected_slices(q, k, v, pattern, mesh, options)
+        checked = _checked(a)
     except LFError as error:
-        said = error
-    words = group.agree(said, [0, 0] if a is None else [a.q.shape[2], 0 if a.seed is None else int(a.seed)])
-    assert a is not None and isinstance(pattern, Pattern), "otherwise the ranks did not agree"
-    slices = Slices(tuple(size for size, _ in words))
+        return _agreed(group, error, ())
+    return _agreed(group, checked, gradients_of(a))
+
+
+def planned_again(group: Group, a: Arguments, gradients: Sequence[str]) -> Plan:
+    """Return the plan of a call whose arguments are collected already. A collective.
+
+    Args:
+        gradients: the tensors that have one.
+
+    Raises:
+        LFError: as `planned`.
+    """
+    try:
+        checked = _checked(a)
+    except LFError as error:
+        return _agreed(group, error, ())
+    return _agreed(group, checked, gradients)
+
+
+def collected_slices(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, mesh: Any, options: Mapping[str, Any]
+) -> Arguments:
+    """Return the arguments of this rank, not checked; who needs a pattern later must hold it."""
+    text = pattern if isinstance(pattern, str) else intern(checks.check_pattern(pattern))
+    own = {name: slice_of(name, x, mesh) for name, x in options.items()}
+    q, k, v = (slice_of(name, x, mesh) for name, x in (("q", q), ("k", k), ("v", v)))
+    return collected(q, k, v, text, cast(Options, own))
+
+
+def gradients_of(a: Arguments) -> list[str]:
+    """Return the names of the tensors that have a gradient."""
+    floats = zip(DIFFERENTIABLE, a.floats(), strict=True)
+    return [name for name, x in floats if x is not None and x.requires_grad] if a.differentiable else []
+
+
+def _agreed(group: Group, a: Arguments | LFError, gradients: Sequence[str]) -> Plan:
+    """Return the plan of a call, if all ranks can make it."""
+    if isinstance(a, LFError):
+        group.agree(a, [0, 0])
+        raise a
+    seed = 0 if a.seed is None else int(a.seed)
+    words = group.agree(_description(a, gradients), [a.q.shape[2], seed])
+    pattern, slices = resolve(a.pattern), Slices(tuple(size for size, _ in words))
     if a.seed is not None:  # that of the first rank, as if the others had its generator
         a = replace(a, seed=torch.tensor(words[0][1:], device=a.q.device))
     if a.documents is None:
         pattern.check_positions(slices.length)
     start = None if a.documents is None else starts_of(group, slices, a.documents)
-    return Plan(group, slices, a, pattern, start, tokens_of(group, slices, a, start))
+    end = None if start is None or not a.lowered.others else ends_of(group, slices, start)
+    seen = _seen_by_rules(group, slices, a, start, end) if a.lowered.others else ()
+    return Plan(group, slices, a, pattern, start, end, seen, tokens_of(group, slices, a, start))
+
+
+def _seen_by_rules(
+    group: Group, slices: Slices, a: Arguments, start: Tensor | None, end: Tensor | None
+) -> tuple[range, ...]:
+    """Return the keys that rules may show to the queries of each rank, the rank's own among them."""
+    rules, heads, length = a.lowered.others, a.q.shape[1], slices.length
+    if start is None or end is None:
+        every = ((own, *(seen_by(rule, heads, own, length) for rule in rules)) for own in slices.ranges)
+        return tuple(map(covering, every))
+    own = slices.range_of(group.rank)  # other ranks' documents are not known here
+    seen = covering([own, *(seen_in_documents(rule, heads, own, start, end) for rule in rules)])
+    return tuple(range(*ends) for ends in group.gather(torch.tensor([seen.start, seen.stop])).tolist())
 
 
 def refusals(plan: Plan) -> list[str]:
@@ -148,53 +223,51 @@ def refusals(plan: Plan) -> list[str]:
         for band in plan.a.lowered.bands
         if None in band.span()
     ]
-    reasons = [reason_against(rule, plan.a.q.shape[1], plan.slices.ranges) for rule in plan.a.lowered.others]
+    reasons = [reason_against(rule) for rule in plan.a.lowered.others]
+    if not any(reasons) and plan.seen:
+        reasons.append(reason_against_reach(plan.slices, plan.seen))
     found += [f"pattern: {reason}, in {plan.pattern}" for reason in reasons if reason is not None]
-    if plan.a.lowered.others and plan.a.documents is not None:
-        found.append(
-            "documents: none wanted with a predicate, whose positions count from where a document begins, "
-            "which may be in a slice that is too far"
-        )
     return found
 
 
-def _arguments(given: dict[str, Any], pattern: Pattern) -> Arguments:
-    """Return the checked call of this rank's slices; the pattern's own positions are those of the row."""
-    checks.check_tensors(q=given["q"], k=given["k"], v=given["v"])
-    options = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
-    brings = options.get("global_mask") is not None or options.get("global_positions") is not None
-    if pattern.lowered.positions and not brings:
-        nowhere = torch.empty(given["q"].shape[0], 0, dtype=torch.int64, device=given["q"].device)
-        options["global_positions"] = nowhere
-    q, k = given["q"], given["k"]
+def _checked(a: Arguments) -> Arguments:
+    """Return the call of this rank's slices, checked; the pattern's own positions are those of the row."""
+    pattern, q, k = resolve(a.pattern), a.q, a.k
     if q.ndim == k.ndim == 4 and q.shape[2] != k.shape[2]:
         raise ShapeError(f"k: the slice of q, {q.shape[2]} positions, wanted, got {k.shape[2]}")
     # The pattern's own positions, which a slice may not have, are left out, and the rest is as it is.
     some: list[Pattern] = [Window.of(band) for band in pattern.lowered.bands]
     rules: list[Pattern] = [Moved(rule, 0, q.shape[2]) for rule in pattern.lowered.others]
     here = union(*some, *rules) if some or rules else Global()
-    checked = checked_arguments(q, k, given["v"], here, cast(Options, options))
-    positions = checked.global_positions if brings else None
-    return replace(checked, pattern=intern(pattern), global_positions=positions)
+    positions = a.global_positions
+    if pattern.lowered.positions and not a.brings_globals:
+        positions = torch.empty(q.shape[0], 0, dtype=torch.int64, device=q.device)
+    checks.check(replace(a, pattern=intern(here), global_positions=positions), here)
+    return a
 
 
-def _description(a: Arguments, given: Mapping[str, Any]) -> dict[str, object]:
+def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
     """Return what must be the same on all ranks."""
-    options = [name for name in DEFAULTS if given.get(name) is not None]
-    gradients = [n for n in DIFFERENTIABLE if (x := getattr(a, n)) is not None and x.requires_grad]
+    given = {name for name in DEFAULTS if name in TENSORS and getattr(a, name) is not None}
+    if a.brings_globals:  # as a mask on one rank, as positions on another
+        given = given - {"global_mask", "global_positions"} | {"global tokens"}
     return {
-        "pattern": re.sub(" at 0x[0-9a-f]+", "", a.pattern),  # where a process holds a predicate is its own
+        "pattern": re.sub(
+            " at 0x[0-9a-f]+", "", resolve(a.pattern).text
+        ),  # where a process holds a predicate is its own
+        "device": a.q.device.type,
         "dtype": str(a.q.dtype),
         "batch": a.q.shape[0],
         "heads of q": a.q.shape[1],
         "heads of k": a.k.shape[1],
         "head_dim": a.q.shape[3],
         "width of v": a.v.shape[3],
-        "options": options,
+        "options": sorted(given),
+        "backend": a.backend or preference(),
         "scale": a.scale,
         "softcap": a.softcap,
         "dropout_p": a.dropout_p,
-        "gradients": gradients if torch.is_grad_enabled() else [],
+        "gradients": list(gradients),
     }
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Size, Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from lf_backend.distributed.slices import Slices
 from lf_backend.errors import ShapeError
 
 # The dimension of a sequence's positions, of every tensor that has one.
@@ -35,11 +34,11 @@ def slice_of(name: str, x: Any, mesh: Any) -> Any:
     return x.to_local()
 
 
-def like(x: Any, local: Tensor, slices: Slices) -> Tensor:
-    """Return a slice [B, H, n, ...] as a DTensor, if `x` [B, H, N, ...] is one, sharded in the same way."""
+def like(x: Any, local: Tensor, length: int) -> Tensor:
+    """Return a slice [B, H, n, ...] of `length` as a DTensor, if `x` is one, sharded in the same way."""
     if not isinstance(x, DTensor):
         return local
-    shape = (*x.shape[:2], slices.length, *local.shape[3:])
+    shape = (*x.shape[:2], length, *local.shape[3:])
     stride = [1]
     for size in reversed(shape[1:]):
         stride.insert(0, stride[0] * size)

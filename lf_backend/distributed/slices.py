@@ -58,11 +58,12 @@ class Slices:
         return range(max(0, own.start - back), min(self.length, own.stop + ahead))
 
     def halo(self, rank: int, reaches: Sequence[range]) -> Route:
-        """Return the way of keys to all ranks that reach them, a rank's own among its own."""
-        own = self.range_of(rank)
-        needed = [_common(own, reach) for reach in reaches]
-        sends = tuple((part.start - own.start, part.stop - own.start) for part in needed)
-        return Route(sends, tuple(len(_common(other, reaches[rank])) for other in self.ranges))
+        """Return the way of keys to all other ranks that reach them."""
+        own, none = self.range_of(rank), range(0)
+        needed = [none if other == rank else common(own, reach) for other, reach in enumerate(reaches)]
+        sends = tuple((part.start - own.start, part.stop - own.start) if part else (0, 0) for part in needed)
+        counts = (0 if i == rank else len(common(x, reaches[rank])) for i, x in enumerate(self.ranges))
+        return Route(sends, tuple(counts))
 
 
 def covering(parts: Sequence[range]) -> range:
@@ -83,7 +84,7 @@ def returning(counts: tuple[int, ...], rank: int) -> Route:
     return Route(sends, (counts[rank],) * len(counts))
 
 
-def _common(one: range, other: range) -> range:
+def common(one: range, other: range) -> range:
     """Return what two ranges of positions share; an empty range that lies within the first if nothing."""
     start = min(max(one.start, other.start), one.stop)
     return range(start, max(start, min(one.stop, other.stop)))

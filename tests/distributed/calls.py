@@ -17,6 +17,10 @@ import lf_backend as lf
 from lf_backend import distributed
 
 WINDOW = lf.Window(5, 3) | lf.Global(0, 17)
+BLOCKS = lf.Predicate(
+    lambda head, query, key: query // 16 == key // 16,
+    lambda head, first, last, m: [(first // 16 * 16, (last // 16 + 1) * 16)],
+)
 
 
 class Crossing(TorchDispatchMode):
@@ -51,8 +55,9 @@ def parts(mesh: Any, length: int, heads: int = 2, kv_heads: int = 1, **how: Any)
     return [x.tensor_split(mesh.size(), 2)[mesh.get_local_rank()].requires_grad_() for x in given]
 
 
-def counted(mesh: Any, length: int, pattern: str, documents: bool) -> tuple[dict[str, int], int, int]:
+def counted(mesh: Any, length: int, pattern: Any, documents: bool) -> tuple[dict[str, int], int, int]:
     """Return the bytes sent by collective, and what `explain` says of forward and backward."""
+    pattern = BLOCKS if pattern is None else pattern
     q, k, v = parts(mesh, length)
     options: Any = {"key_padding": torch.zeros(1, q.shape[2], dtype=torch.bool)}
     if documents:
@@ -120,21 +125,74 @@ def halved(mesh: Any) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out.float().square().sum(), given)]
 
 
-def compiled(mesh: Any) -> list[Tensor]:
-    """Return output and gradients of a compiled function around the call, whose graph breaks there."""
+def compiled(mesh: Any, backend: str, pattern: Any, options: dict[str, Any]) -> list[Tensor]:
+    """Return output, log-sum-exp and gradients of a compiled function around the call, of one graph."""
     given = parts(mesh, 40)
+    torch._dynamo.reset()
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = distributed.attention(q * 2, k, v, pattern, mesh=mesh, return_lse=True, **options)
+        return out * 3, lse
+
+    out, lse = torch.compile(call, backend=backend, fullgraph=True)(*given)
+    grads = torch.autograd.grad(out.square().sum() + lse.sum(), given)
+    return [out.detach(), lse.detach(), *grads]
+
+
+def everything(length: int, first: int = 0, end: int | None = None) -> dict[str, Any]:
+    """Return a call with everything that it may have, of the positions first .. end - 1 of a row."""
+    draw = torch.Generator().manual_seed(9)
+    rows = {"q": 2, "k": 1, "v": 1, "global_q": 2, "global_k": 1, "global_v": 1}
+    found: dict[str, Any] = {n: torch.randn(1, h, length, 8, generator=draw) for n, h in rows.items()}
+    found["band_bias"] = torch.randn(1, 2, length, 9, generator=draw)
+    found = {name: x[:, :, first:end].clone().requires_grad_() for name, x in found.items()}
+    at = torch.arange(length)[None, first:end]
+    found["sinks"] = torch.randn(2, generator=draw).requires_grad_()
+    found |= {"key_padding": at > length - 4, "global_mask": at % 11 == 3, "documents": at // 15}
+    return found | {"pattern": "window(5, 3)", "softcap": 3.0, "dropout_p": 0.2}
+
+
+def of(given: dict[str, Any], attention: Any) -> list[Tensor]:
+    """Return out and gradients of a call with everything."""
+    torch.manual_seed(5)
+    out = attention(**given)
+    leaves = [x for x in given.values() if isinstance(x, Tensor) and x.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+def compiled_with_everything(mesh: Any, recomputed: bool) -> list[Tensor]:
+    """Return out and gradients of calls of two lengths in one graph each, with autocast's casts."""
+    torch._dynamo.reset()
+
+    def call(**given: Any) -> Tensor:
+        return distributed.attention(**given, mesh=mesh)
+
+    def again(**given: Any) -> Any:
+        return checkpoint(call, **given, use_reentrant=False)
+
+    function = torch.compile(again if recomputed else call, backend="aot_eager", fullgraph=True)
+    found = []
+    for length in (40, 57, 70):
+        cuts = [length * rank // mesh.size() for rank in range(mesh.size() + 1)]
+        rank = mesh.get_local_rank()
+        found += of(everything(length, cuts[rank], cuts[rank + 1]), function)
+    return found
+
+
+def in_graph(call: Any, compiled: bool) -> Any:
+    """Return a call compiled into one graph, if it is to be."""
+    torch._dynamo.reset()
+    return torch.compile(call, backend="aot_eager", fullgraph=True) if compiled else call
+
+
+def as_dtensors(mesh: Any, compiled: bool) -> list[Tensor]:
+    """Return output and gradients, whole, of DTensors that are sharded along the row."""
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return distributed.attention(q * 2, k, v, WINDOW, mesh=mesh) * 3
+        return distributed.attention(q, k, v, WINDOW, mesh=mesh)
 
-    out = torch.compile(call, backend="aot_eager")(*given)
-    return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
-
-
-def as_dtensors(mesh: Any) -> list[Tensor]:
-    """Return output and gradients, whole, of DTensors that are sharded along the row."""
     given = [distribute_tensor(x, mesh, [Shard(2)]).requires_grad_() for x in whole(40)]
-    out = distributed.attention(*given, pattern=WINDOW, mesh=mesh)
+    out = in_graph(call, compiled)(*given)
     assert isinstance(out, DTensor) and tuple(out.placements) == (Shard(2),) and out.shape[2] == 40
     grads = torch.autograd.grad(out.to_local().square().sum(), given)
     return [x.full_tensor().detach() for x in (out, *grads)]
@@ -147,22 +205,66 @@ class Inner(torch.nn.Module):
         return lf.attention(q, k, value, WINDOW)
 
 
-def styled(mesh: Any) -> list[Tensor]:
+def styled(mesh: Any, compiled: bool) -> list[Tensor]:
     """Return output and gradients of a module that `parallelize_module` has taken."""
     given = parts(mesh, 40)
     module = parallelize_module(Inner(), mesh, distributed.ContextParallel())
-    out = module(*given[:2], value=given[2])
+    out = in_graph(module, compiled)(*given[:2], value=given[2])
     assert type(out) is Tensor
     return [out.detach(), *torch.autograd.grad(out.square().sum(), given)]
 
 
-def far(mesh: Any) -> None:
+def far(mesh: Any, documents: bool) -> None:
     """Call with a rule by which all see the first positions."""
     prefix = lf.Predicate(lambda head, query, key: key < 9, lambda head, first, last, m: [(0, 9)])
-    distributed.attention(*parts(mesh, 4000), pattern=prefix, mesh=mesh)
+    q, k, v = parts(mesh, 4000)
+    ids = torch.zeros(1, q.shape[2], dtype=torch.int64) if documents else None
+    distributed.attention(q, k, v, prefix, mesh=mesh, documents=ids)
 
 
 def misplaced(mesh: Any) -> None:
     """Call with heads that are sharded in place of positions."""
     given = [DTensor.from_local(x, mesh, [Shard(1)], run_check=False) for x in parts(mesh, 40)]
     distributed.attention(*given, pattern=WINDOW, mesh=mesh)
+
+
+def of_one_backend(mesh: Any) -> None:
+    """Ask for a backend that cannot run the slice of the first rank, the only one with tokens."""
+    sizes = [40, *[0] * (mesh.size() - 1)]
+    q, k, v = (x.split(sizes, 2)[mesh.get_local_rank()] for x in whole(40))
+    distributed.attention(q, k, v, WINDOW, mesh=mesh, backend="flash")
+
+
+def elsewhere(mesh: Any) -> None:
+    """Call with tensors that are not where the mesh is."""
+    q, k, v = (x.to("meta") for x in parts(mesh, 40))
+    distributed.attention(q, k, v, WINDOW, mesh=mesh)
+
+
+def transformed(mesh: Any) -> None:
+    """Differentiate by torch.func."""
+    q, k, v = parts(mesh, 40)
+    torch.func.grad(lambda x: distributed.attention(x, k, v, WINDOW, mesh=mesh).sum())(q)
+
+
+def compiled_without_a_dimension(mesh: Any) -> None:
+    """Compile a call that cannot be."""
+    torch._dynamo.reset()
+    q, k, v = parts(mesh, 40)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return distributed.attention(q, k, v, WINDOW, mesh=mesh)
+
+    torch.compile(call, backend="aot_eager")(q[0] if mesh.get_local_rank() else q, k, v)
+
+
+def twice(mesh: Any) -> list[Tensor]:
+    """Return gradients of two backwards of one call, and of two calls, of slices with an interior."""
+    with_interior = parts(mesh, 400)
+    torch.use_deterministic_algorithms(True)
+    try:
+        outs = [distributed.attention(*with_interior, pattern=WINDOW, mesh=mesh) for _ in range(2)]
+        losses = [outs[0].square().sum(), outs[0].square().sum(), outs[1].square().sum()]
+        return [x for loss in losses for x in torch.autograd.grad(loss, with_interior, retain_graph=True)]
+    finally:
+        torch.use_deterministic_algorithms(False)

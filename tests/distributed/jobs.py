@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lf_backend import distributed
+from lf_backend.distributed import parts
 from lf_backend.testing.cases import Case, Tensors
 
 _POSITIONS = {"key_padding": 1, "global_mask": 1, "documents": 1, "sinks": None}
@@ -43,8 +44,13 @@ def bounds(sizes: tuple[int, ...], rank: int) -> tuple[int, int]:
     return sum(sizes[:rank]), sum(sizes[: rank + 1])
 
 
-def attend(mesh: Any, case: Case, sizes: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    """Return the slice of out and lse, and gradients of the whole tensors as this rank knows them."""
+def attend(mesh: Any, case: Case, sizes: tuple[int, ...], dtype: torch.dtype, short: int) -> dict[str, Any]:
+    """Return the slice of out and lse, and gradients of the whole tensors as this rank knows them.
+
+    Args:
+        short: reaches of a slice below which its interior is not computed apart.
+    """
+    parts.SHORT = short
     tensors = case.tensors(torch.float64, torch.device("cpu")).to(dtype)
     first, end = bounds(sizes, mesh.get_local_rank())
     options = case.options()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lf_backend import Causal, Global, Pattern, Predicate, Window
+from lf_backend.distributed.parts import SHORT
 from lf_backend.pattern.lowered import Tokens
 from lf_backend.testing import oracle
 from lf_backend.testing.cases import Case
@@ -90,35 +92,46 @@ def cases(draw: st.DrawFn) -> tuple[Case, tuple[int, ...]]:
 
 
 @settings(max_examples=60)
-@given(cases())
-def test_ranks_agree_with_one_process(ranks: Ranks, drawn: tuple[Case, tuple[int, ...]]) -> None:
+@given(cases(), st.sampled_from((1, 1, SHORT)))
+def test_ranks_agree_with_one_process(ranks: Ranks, drawn: tuple[Case, tuple[int, ...]], short: int) -> None:
     case, sizes = drawn
     if not refused(case):
-        check(ranks, case, sizes, torch.float64, 1e-10)
+        check(ranks, case, sizes, torch.float64, 1e-10, short)
 
 
 @settings(max_examples=15)
-@given(cases())
-def test_float32(ranks: Ranks, drawn: tuple[Case, tuple[int, ...]]) -> None:
+@given(cases(), st.sampled_from((1, SHORT)))
+def test_float32(ranks: Ranks, drawn: tuple[Case, tuple[int, ...]], short: int) -> None:
     case, sizes = drawn
     if not refused(case):
-        check(ranks, case, sizes, torch.float32, 2e-4)
+        check(ranks, case, sizes, torch.float32, 2e-4, short)
+
+
+@pytest.mark.parametrize("tokens", [None, 2])
+def test_rules_count_in_documents_that_cross_ranks(ranks: Ranks, tokens: int | None) -> None:
+    """Of three documents in each row, most begin in one slice and end in another."""
+    rules = Predicate(same_block, block) | Predicate(by_head) & Window(4, 9)
+    case = Case(rules, 2, 2, 1, 57, head_dim=4, padding="middle", globals=tokens, documents=3, dropout_p=0.3)
+    for sizes in ((57,), (20, 37), (9, 0, 30, 18), (19, 19, 19)):
+        check(ranks, case, sizes, torch.float64, 1e-10, SHORT)
 
 
 def refused(case: Case) -> bool:
     """Whether a test of its own says that the case is refused."""
     rules = [part for rule in case.pattern.lowered.others for part in rule.parts]
-    return any(isinstance(part, Tokens) for part in rules) or bool(rules and case.documents)
+    return any(isinstance(part, Tokens) for part in rules)
 
 
-def check(ranks: Ranks, case: Case, sizes: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> None:
+def check(
+    ranks: Ranks, case: Case, sizes: tuple[int, ...], dtype: torch.dtype, tolerance: float, short: int
+) -> None:
     tensors = case.tensors(torch.float64, torch.device("cpu"))
     torch.manual_seed(case.seed)
     seed = torch.randint(2**62, (1,)) if case.dropout_p else None  # what `attention` draws
     out, lse = oracle.attention(pattern=case.pattern, seed=seed, **case.options(), **tensors.named())
     loss = jobs.upstream(case, out, lse, 0, case.queries)
     grads = torch.autograd.grad(loss, list(tensors.leaves().values()), materialize_grads=True)
-    found = ranks.run(len(sizes), jobs.attend, case, sizes, dtype)
+    found = ranks.run(len(sizes), jobs.attend, case, sizes, dtype, short)
     for each in found:
         if isinstance(each, Exception):
             raise each

@@ -17,10 +17,6 @@ import lf_backend as lf
 import lf_backend.distributed
 
 Q = torch.randn(1, 2, 4000, 8)
-_BLOCKS = lf.Predicate(
-    lambda head, query, key: query // 16 == key // 16,
-    lambda head, first, last, m: [(first // 16 * 16, (last // 16 + 1) * 16)],
-)
 
 
 @pytest.fixture
@@ -35,7 +31,6 @@ def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
     [
         (lf.Window(None, 0), {}),
         (lf.Predicate(lambda head, query, key: key == query), {}),
-        (_BLOCKS, {"documents": torch.zeros(1, 4000, dtype=torch.int64)}),
         (lf.Window(2, 2) | (lf.Global(0) & lf.Causal()), {}),
     ],
 )

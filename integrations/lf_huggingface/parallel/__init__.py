@@ -2,6 +2,7 @@
 
 context.py      what users call: the handle with `shard`, `gather` and `average_gradients`
 batches.py      a batch cut into slices, and what all ranks know of it
+sharded.py      which of the batches that were cut a forward has
 layers.py       which layers attend, and whether their windows allow it
 heads.py        losses and pooled tokens of whole sequences, by hooks on a model
 encoders.py     encoders that take their slice themselves, in models that have the batch whole

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 import lf_backend as lf
 from lf_backend.distributed.group import Group
 from lf_backend.errors import ArgumentError, ShapeError
-from lf_huggingface.interface.ranks import Ranks
+from lf_huggingface.interface.ranks import Batch
 
 IGNORED = -100  # the label of a token that no loss counts
 TOKENS = (
@@ -51,8 +51,8 @@ class ModelKind:
     has_cache: bool
 
 
-def cut(batch: Mapping[str, Any], kind: ModelKind, group: Group, ranks: Ranks) -> dict[str, Any]:
-    """Return this rank's slices of a batch that all ranks have, and note on `ranks` what it holds.
+def cut(batch: Mapping[str, Any], kind: ModelKind, group: Group) -> tuple[dict[str, Any], Batch]:
+    """Return this rank's slices of a batch that all ranks have, and what all know of it.
 
     Raises:
         ShapeError: tensors that are not [B, N], or fewer tokens than ranks.
@@ -70,13 +70,11 @@ def cut(batch: Mapping[str, Any], kind: ModelKind, group: Group, ranks: Ranks) -
     group.agree(said if error is None else error, [])
     documents = _documents(given, batch_size, length)
     whole = _completed(given, kind, documents, batch_size, length)
-    ranks.length, ranks.documents = length, None
-    _note(ranks, whole)
     first, end = bounds(length, group)
-    if documents is not None:
-        ranks.documents = documents[:, first:end]
+    own = None if documents is None else documents[:, first:end]
     tokens = TOKENS if kind.labels_of_tokens else [name for name in TOKENS if name != "labels"]
-    return {name: x[:, first:end] if name in tokens else x for name, x in whole.items()}
+    slices = {name: x[:, first:end] if name in tokens else x for name, x in whole.items()}
+    return slices, Batch(length, *_marks(whole), own)
 
 
 def bounds(length: int, group: Group) -> tuple[int, int]:
@@ -190,8 +188,10 @@ def _positions(
     return found
 
 
-def _note(ranks: Ranks, whole: Mapping[str, Any]) -> None:
+def _marks(whole: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether some token is padding, and whether one is global."""
     mask, marked = whole.get("attention_mask"), whole.get("global_attention_mask")
     code = mask if marked is None else (marked + 1) * (1 if mask is None else mask)
-    ranks.padded = code is not None and bool((code <= 0).any())
-    ranks.has_globals = code is not None and code.dtype != torch.bool and bool((code > 1).any())
+    if code is None:
+        return False, False
+    return bool((code <= 0).any()), code.dtype != torch.bool and bool((code > 1).any())

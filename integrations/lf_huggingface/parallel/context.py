@@ -28,6 +28,7 @@ from lf_huggingface.parallel import heads as known_heads
 from lf_huggingface.parallel.batches import ModelKind, cut, sizes_of
 from lf_huggingface.parallel.collectives import whole
 from lf_huggingface.parallel.layers import refuse_hooks_of_accelerate, sharing
+from lf_huggingface.parallel.sharded import Sharded
 
 _OF_TOKENS = ("last_hidden_state", "start_logits", "end_logits")
 
@@ -57,6 +58,8 @@ def context_parallel(
         PatchError: layers that attend in full, or in code of their own, by name; already done.
         UnsupportedError: a head that is not known; DistributedDataParallel over these ranks.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model: a model of transformers wanted, got {type(model).__name__}")
     if heads not in ("slices", "whole"):
         raise ArgumentError(f"heads: 'slices' or 'whole' wanted, got {heads!r}")
     group = Group.of(mesh)
@@ -84,9 +87,11 @@ class ContextParallel:
         self._kind = _kind_of(self._top)
         self._whole_heads = whole_heads or bool(getattr(self._top.config, "is_encoder_decoder", False))
         inside = encoders.around(model, layers)
+        self._slices = Sharded(group, ranks)
         if not self._whole_heads:
             known_heads.check(self._top)
-            hooks = list(known_heads.hooked(self._top, group, ranks))
+            hooks = [self._top.register_forward_pre_hook(self._slices.begin, with_kwargs=True)]
+            hooks += known_heads.hooked(self._top, group, ranks)
         else:
             hooks = [hook for x in inside for hook in encoders.hooked(x, _kind_of(x), group, ranks)]
         for layer in layers:
@@ -99,7 +104,7 @@ class ContextParallel:
             vars(module)["generate"] = _refuse_generation
 
     def shard(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return this rank's slices of a batch, for the model's next forward. A collective.
+        """Return this rank's slices of a batch, for a forward of the model. A collective.
 
         All ranks give the same whole batch. What a model makes of whole rows is made before they are cut:
         positions, shifted labels, documents, global tokens. With whole heads the batch stays whole, and the
@@ -116,13 +121,17 @@ class ContextParallel:
             DistributedError: ranks that have different batches.
         """
         self._check_open()
-        return dict(batch) if self._whole_heads else cut(batch, self._kind, self.group, self._ranks)
+        if self._whole_heads:
+            return dict(batch)
+        slices, known = cut(batch, self._kind, self.group)
+        self._slices.add(slices, known)
+        return slices
 
     def gather(self, outputs: Any) -> Any:
         """Return outputs of the model with all tokens, on all ranks. A collective, and differentiable.
 
         Args:
-            outputs: of the forward of the batch that was sharded last; or a tensor [B, n, ...] of its tokens.
+            outputs: of the last forward; or a tensor [B, n, ...] of its tokens.
         """
         self._check_open()
         if self._whole_heads:

@@ -53,7 +53,9 @@ class _Slices:
         given = {**bound, **more}
         names = [name for name in (*TOKENS, *PACKED) if name != "labels" and given.get(name) is not None]
         tokens = {name: given.pop(name) for name in names}
-        return (), {**given, **cut(tokens, self.kind, self.group, self.ranks)}
+        slices, batch = cut(tokens, self.kind, self.group)
+        self.ranks.begin(batch)
+        return (), {**given, **slices}
 
     def move(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Count positions, of a model that takes none, from where the slice begins."""

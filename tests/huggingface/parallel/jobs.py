@@ -49,10 +49,11 @@ def halved(mesh: Any, name: str, batch: dict[str, Tensor]) -> Results:
         return _run(mesh, models.build(name), batch)
 
 
-def compiled(mesh: Any, batch: dict[str, Tensor]) -> Results:
-    """Return them of a compiled model of one layer."""
-    model: Any = models.build("Llama", num_hidden_layers=1, lf_attention="window(5, 0)")
-    return _run(mesh, model, batch, torch.compile(model, backend="aot_eager"))
+def compiled(mesh: Any, name: str, batch: dict[str, Tensor]) -> Results:
+    """Return them of a model that is compiled into one graph."""
+    torch._dynamo.reset()
+    model: Any = models.build(name)
+    return _run(mesh, model, batch, torch.compile(model, backend="aot_eager", fullgraph=True))
 
 
 def _run(mesh: Any, model: nn.Module, batch: dict[str, Tensor], called: Any = None, **how: Any) -> Results:
@@ -60,7 +61,8 @@ def _run(mesh: Any, model: nn.Module, batch: dict[str, Tensor], called: Any = No
     shared = nullcontext() if mesh is None else lf_huggingface.context_parallel(model, mesh, **how)
     with shared as cp:
         given = batch if cp is None else cp.shard(batch)
-        outputs = (model if called is None else called)(**given, output_hidden_states=True)
+        # For hidden states transformers itself breaks graphs.
+        outputs = model(**given, output_hidden_states=True) if called is None else called(**given)
         loss = outputs.get("loss")
         if loss is None:
             loss = outputs.pooler_output.square().sum() + outputs.last_hidden_state.sum() * 0

@@ -73,5 +73,6 @@ def test_autocast(ranks: Ranks) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # which the compiler reads
-def test_compiled(ranks: Ranks) -> None:
-    same(ranks, (2,), jobs.compiled, models.batch("Llama"))
+@pytest.mark.parametrize("name", ["Llama", "Gemma 3", "BERT base", "RoBERTa spans", "Longformer"])
+def test_compiled(ranks: Ranks, name: str) -> None:
+    same(ranks, (2,), jobs.compiled, name, models.batch(name))

@@ -70,3 +70,39 @@ def test_means_over_a_row(ranks: Ranks) -> None:
     [one] = ranks.run(1, training.pooled)
     for found in ranks.run(3, training.pooled):
         np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_that_are_sharded_ahead(ranks: Ranks) -> None:
+    """Padding and documents are those of each batch, and not of the one that was sharded last."""
+    for found in ranks.run(3, training.ahead):
+        if isinstance(found, Exception):
+            raise found
+        at_once, several, wanted = np.array_split(found, 3)
+        np.testing.assert_allclose(at_once, wanted, rtol=1e-5)
+        np.testing.assert_allclose(several, wanted, rtol=1e-5)
+
+
+def test_one_backward_of_two_forwards_whose_layers_are_computed_again(ranks: Ranks) -> None:
+    for error in ranks.run(2, training.two_forwards, 9):
+        if isinstance(error, Exception):
+            raise error
+        assert error < 1e-5
+    for error in ranks.run(2, training.two_forwards, 23):
+        with pytest.raises(LFError, match="gradient checkpointing: the backward of a batch before"):
+            raise error
+
+
+@pytest.mark.parametrize("length", [None, 60])
+def test_a_batch_that_is_no_slice(ranks: Ranks, length: int | None) -> None:
+    for error in ranks.run(2, training.unsharded, length):
+        with pytest.raises(LFError, match=r"input_ids: .*cp.shard\(batch\).* wanted .* got \[2, 41\]"):
+            raise error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("use_cache", True), ("past_key_values", ()), ("logits_to_keep", 1)]
+)
+def test_arguments_that_ranks_do_not_have(ranks: Ranks, name: str, value: Any) -> None:
+    for error in ranks.run(2, training.asked_for, name, value):
+        with pytest.raises(LFError, match=f"{name}: .* wanted over ranks"):
+            raise error

@@ -124,6 +124,56 @@ def unknown(mesh: Any) -> None:
         cp.shard(models.batch("Llama") | {"pixel_values": torch.ones(2, 3)})
 
 
+def ahead(mesh: Any) -> list[float]:
+    """Return losses of batches that were all sharded before the first forward, and those of one process."""
+    model: Any = models.build("Llama")
+    batches = [models.batch("Llama", "right"), models.batch("Llama", "none"), _packed(9), _packed(23)]
+    with lf_huggingface.context_parallel(model, mesh) as cp, torch.no_grad():
+        losses = [model(**given).loss.item() for given in map(cp.shard, batches)]
+        several = [model(**given).loss.item() for given in list(map(cp.shard, batches))]
+    with torch.no_grad():
+        return [*losses, *several, *(model(**batch).loss.item() for batch in batches)]
+
+
+def _packed(first: int) -> dict[str, Tensor]:
+    """Return a row of two documents."""
+    at = torch.cat([torch.arange(first), torch.arange(models.LENGTH - first)])[None]
+    ids = torch.arange(3, 3 + models.LENGTH)[None]
+    return {"input_ids": ids, "labels": ids.clone(), "position_ids": at}
+
+
+def two_forwards(mesh: Any, other: int) -> float:
+    """Compute layers again for one backward of two batches; the error of a gradient against one process."""
+    shared, alone = (models.build("Llama").train() for _ in range(2))
+    old: Any = shared
+    (getattr(old, "activation_checkpointing_enable", None) or old.gradient_checkpointing_enable)()
+    batches = _packed(9), _packed(other)
+    with lf_huggingface.context_parallel(shared, mesh) as cp:
+        given = [cp.shard(batches[0])]
+        given.append(given[0] if other == 9 else cp.shard(batches[1]))
+        (shared(**given[0]).loss + shared(**given[1]).loss).backward()
+        cp.average_gradients()
+    (alone(**batches[0]).loss + alone(**batches[1]).loss).backward()
+    pairs = zip(shared.parameters(), alone.parameters(), strict=True)
+    return max(float((x.grad - y.grad).abs().max()) for x, y in pairs if x.grad is not None)
+
+
+def unsharded(mesh: Any, length: int | None) -> None:
+    """Give the model a whole batch, before and after one is sharded."""
+    model: Any = models.build("Llama")
+    with lf_huggingface.context_parallel(model, mesh) as cp:
+        if length is not None:
+            cp.shard(models.batch("Llama", length=length))
+        model(**models.batch("Llama"))
+
+
+def asked_for(mesh: Any, name: str, value: Any) -> None:
+    """Ask a forward for what ranks do not have."""
+    model: Any = models.build("Llama")
+    with lf_huggingface.context_parallel(model, mesh) as cp:
+        model(**{**cp.shard(models.batch("Llama")), name: value})
+
+
 def pooled(mesh: Any) -> Tensor:
     """Return the mean over tokens of a sequence, and whole hidden states."""
     model: Any = models.build("BERT base")
