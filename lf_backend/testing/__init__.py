@@ -4,7 +4,8 @@
 what is worth running. Needs pytest and hypothesis (`lf-backend[testing]`).
 """
 
-from lf_backend.testing.cases import CASES, Case
+from lf_backend.testing.case import Case
+from lf_backend.testing.cases import CASES
 from lf_backend.testing.checking import Mismatch, check
 
 __all__ = ["CASES", "Case", "Mismatch", "check"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lf_backend import api
 from lf_backend.testing import oracle
-from lf_backend.testing.cases import Case, Tensors
+from lf_backend.testing.case import Case, Tensors
 
 CPU = torch.device("cpu")
 Results = dict[str, Tensor]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lf_backend.pattern.predicate import Predicate
 from lf_backend.pattern.terms import Causal, Global, Pattern, Window
-from lf_backend.testing.cases import Case
+from lf_backend.testing.case import Case
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 

@@ -24,7 +24,8 @@ from lf_backend.backend import Backend
 from lf_backend.dispatch import registry
 from lf_backend.pattern import block_map
 from lf_backend.problem import Feature, Machine
-from lf_backend.testing.cases import CASES, Case, named
+from lf_backend.testing.case import Case
+from lf_backend.testing.cases import CASES, named
 from lf_backend.testing.checking import check
 from lf_backend.testing.strategies import DTYPES, cases
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lf_backend.testing import oracle
-from lf_backend.testing.cases import Case, Tensors, named
+from lf_backend.testing.case import Case, Tensors
+from lf_backend.testing.cases import named
 
 PLAIN = [pytest.param(c, id=name) for name, c in named() if not c.dropout_p and c.head_dim <= 16]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lf_backend import distributed
 from lf_backend.distributed import parts
-from lf_backend.testing.cases import Case, Tensors
+from lf_backend.testing.case import Case, Tensors
 
 _POSITIONS = {"key_padding": 1, "global_mask": 1, "documents": 1, "sinks": None}
 

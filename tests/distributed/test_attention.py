@@ -13,7 +13,7 @@ from lf_backend import Causal, Global, Pattern, Predicate, Window
 from lf_backend.distributed.parts import SHORT
 from lf_backend.pattern.lowered import Tokens
 from lf_backend.testing import oracle
-from lf_backend.testing.cases import Case
+from lf_backend.testing.case import Case
 from tests.distributed import jobs
 from tests.distributed.ranks import SIZE, Ranks
 

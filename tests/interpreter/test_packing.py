@@ -10,7 +10,7 @@ import torch
 from lf_backend.backends.triton import devices
 from lf_backend.backends.triton.plan import LaunchPlan, best_pack
 from lf_backend.pattern.terms import Global, Window
-from lf_backend.testing.cases import Case
+from lf_backend.testing.case import Case
 from lf_backend.testing.checking import check
 
 _BASE = Case(Window(40, 0), batch=1, heads=4, kv_heads=1, queries=90)
