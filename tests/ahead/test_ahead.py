@@ -29,7 +29,7 @@ from lf_backend.pattern.bands import EVERYTHING
 from lf_backend.pattern.lowered import Lowered
 from tests.ahead.compiled import hardest, title, used
 
-FEW_LOCAL = 24
+FEW_LOCAL = 12
 ARCHS = [arch for arch in SHARED_BYTES if arch not in LIKE]
 
 
@@ -90,12 +90,17 @@ def _row(dims: int) -> Call:
 @pytest.mark.parametrize(("arch", "dims"), [(80, 128), (90, 64), (90, 128), (100, 64)])
 @pytest.mark.parametrize("make", [_padded, _packed, _row])
 def test_other_calls_of_the_same_rows(arch: int, dims: int, make: Callable[[int], Call]) -> None:
-    """They may touch local memory a few times: by the model other sizes would be slower."""
+    """Those with padding touch local memory a few times, besides in the loop for holes; by the model other
+    sizes would be slower. Loops over rows run once."""
     found = compiled(make(dims), Target.named(arch))
-    assert len(found) >= 2
+    assert {"forward", "grad_keys"} <= {one.kernel for one in found}
     for one in found:
         assert one.shared <= SHARED_BYTES[arch] and one.tensor <= TENSOR_COLUMNS, one
-        assert one.looped <= (0 if make is _packed else FEW_LOCAL), f"{one.looped} in {one}"
+        local = [sum(x.local for x in one.code.inside(loop)) for loop in one.code.tile_loops]
+        if make is _packed:
+            assert not any(local), one
+        elif make is _padded and one.kernel in ("forward", "grad_queries", "grad_keys"):
+            assert len(local) >= 3 and sum(local) - local[2] <= FEW_LOCAL, one
 
 
 @pytest.mark.parametrize("arch", LIKE)
