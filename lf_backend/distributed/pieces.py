@@ -54,7 +54,7 @@ class Rectangle:
     causal: bool
 
     def steps(self, q: Tensor) -> Iterator[slice]:
-        """Queries [B, H, R, D], a few at a time, so that scores and sums stay small; once if there are none."""
+        """Queries [B, H, R, D], a few at a time, so that scores and sums stay small; one step if none."""
         batch, heads, count, width = q.shape
         step = max(1, TILE_BYTES // max(1, 8 * batch * heads * max(width, self.keys.at.shape[1])))
         return (slice(first, first + step) for first in range(0, max(1, count), step))
