@@ -95,11 +95,21 @@ def weak(mesh: Any, sizes: Sizes, repeats: int) -> Iterator[Row]:
     runs = {
         "alone": lambda: _alone(own, sizes.pattern),
         "neighbours": lambda: _shared(own, sizes.pattern, mesh),
-        "neighbours, nothing overlapped": lambda: _in_one_part(own, sizes.pattern, mesh),
+        "neighbours, in one part": lambda: _in_one_part(own, sizes.pattern, mesh),
         "all-gather of keys": lambda: _by_gathering(mesh, own, sizes),
     }
     yield from _compared(mesh, f"{sizes.length:,} positions on each rank", runs, own, repeats, "alone")
     yield _bytes(mesh, own, sizes)
+
+
+def tokens(mesh: Any, sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """Weak scaling with two global tokens, which the first rank has."""
+    own, pattern = _inputs(mesh, sizes, seed=mesh.get_local_rank()), sizes.pattern | lf.Global(0, 5)
+    runs = {
+        "alone": lambda: _alone(own, pattern),
+        "neighbours": lambda: _shared(own, pattern, mesh),
+    }
+    yield from _compared(mesh, f"{sizes.length:,} positions on each rank", runs, own, repeats, "alone")
 
 
 def strong(mesh: Any, sizes: Sizes, repeats: int) -> Iterator[Row]:
@@ -140,7 +150,7 @@ def _without_answer(run: Run, own: list[Tensor]) -> None:
 
 
 SECTIONS: dict[str, Callable[[Any, Sizes, int], Iterator[Row]]] = {
-    "correct": correct, "weak": weak, "strong": strong, "peers": peers,
+    "correct": correct, "weak": weak, "tokens": tokens, "strong": strong, "peers": peers,
 }  # fmt: skip
 
 
@@ -161,7 +171,7 @@ def _shared(inputs: list[Tensor], pattern: lf.Pattern, mesh: Any) -> Tensor:
 
 
 def _in_one_part(inputs: list[Tensor], pattern: lf.Pattern, mesh: Any) -> Tensor:
-    """Return the same output by the way of short slices, which wait for the halo and copy their keys."""
+    """Return the same output by the way of short slices, which wait for the halo and copy it all."""
     short = parts.SHORT
     try:
         parts.SHORT = sys.maxsize

@@ -49,10 +49,8 @@ def _computed(plan: Plan, known: tuple[Tensor, Tensor] | None) -> tuple[Tensor, 
     (out, lse), arrived = windows(plan, known)
     if plan.tokens is None:
         return out, lse
-    batch, slot = plan.tokens.valid.nonzero(as_tuple=True)
-    where = batch, slot, plan.tokens.at[batch, slot]
     apply: Any = _Placed.apply
-    found: tuple[Tensor, Tensor] = apply(out, lse, *_rows(plan, plan.tokens, arrived), where)
+    found: tuple[Tensor, Tensor] = apply(out, lse, *_rows(plan, plan.tokens, arrived), plan.tokens.places)
     return found
 
 

@@ -17,7 +17,7 @@ from lf_backend.backends.portable.tokens import bias_at
 from lf_backend.ops.arguments import Arguments
 from lf_backend.pattern.lowered import Lowered
 
-TILE_BYTES = 8 << 20  # scores of one step
+TILE_BYTES = 4 << 20  # scores of one step
 
 
 class Listed(NamedTuple):
@@ -54,9 +54,9 @@ class Rectangle:
     causal: bool
 
     def steps(self, q: Tensor) -> Iterator[slice]:
-        """Queries [B, H, R, D], a few at a time, so that scores stay small; once if there are none."""
-        batch, heads, count, _ = q.shape
-        step = max(1, TILE_BYTES // max(1, 8 * batch * heads * self.keys.at.shape[1]))
+        """Queries [B, H, R, D], a few at a time, so that scores and sums stay small; one step if none."""
+        batch, heads, count, width = q.shape
+        step = max(1, TILE_BYTES // max(1, 8 * batch * heads * max(width, self.keys.at.shape[1])))
         return (slice(first, first + step) for first in range(0, max(1, count), step))
 
     def piece(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: slice) -> Piece:

@@ -111,18 +111,18 @@ class Plan:
         return {name: x for name, x in found.items() if x is not None}
 
     def everywhere(self) -> dict[str, Parcel]:
-        """Return what goes to all ranks, by name: global tokens as keys, and as queries."""
+        """Return what goes to all ranks, by name: global tokens as keys, and as queries.
+
+        Gradients of q, k and v at global tokens are not recorded: `Tokens.sources` says whose they are.
+        """
         tokens, a = self.tokens, self.a
         if tokens is None:
             return {}
         unused, at = ~tokens.valid[:, None, :, None], tokens.at
         found = {
-            name: _taken(x, tokens.index).masked_fill(unused, 0)
-            for name, x in (("column_k", a.k), ("column_v", a.v))
+            name: _taken(getattr(a, source).detach(), tokens.index).masked_fill(unused, 0)
+            for name, source in tokens.sources.items()
         }
-        found["row_q"] = _taken(a.q if a.global_q is None else a.global_q, tokens.index).masked_fill(
-            unused, 0
-        )
         found["at"] = torch.where(tokens.valid, at + self.own.start, -1)[:, None, :, None]
         if self.start is not None:
             found["token_start"] = _taken(self.start[:, None, :, None], tokens.index)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,12 +25,20 @@ class Tokens:
         at: int64 [B, G], their positions in the slice in ascending order, then -1.
         counts: the G of every rank.
         causal: they show and see the past alone.
+        sources: of what goes to all ranks of them, by name, the tensor that it is a part of.
     """
 
     marks: Tensor
     at: Tensor
     counts: tuple[int, ...]
     causal: bool
+    sources: Mapping[str, str]
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Int64 [X], of each: its example, its slot, and its position in the slice."""
+        batch, slot = self.valid.nonzero(as_tuple=True)
+        return batch, slot, self.at[batch, slot]
 
     @property
     def valid(self) -> Tensor:
@@ -62,7 +72,8 @@ def tokens_of(group: Group, slices: Slices, a: Arguments, start: Tensor | None) 
     causal = resolve(a.pattern).is_causal if a.brings_globals else a.lowered.causal_globals
     count = counts[group.rank]
     at = positions_of(marks, count) if count else marks.new_empty(len(marks), 0, dtype=torch.int64)
-    return Tokens(marks, at, counts, causal)
+    sources = {"column_k": "k", "column_v": "v", "row_q": "q" if a.global_q is None else "global_q"}
+    return Tokens(marks, at, counts, causal, sources)
 
 
 def _marks(own: range, a: Arguments, start: Tensor | None) -> Tensor:

@@ -32,7 +32,7 @@ from lf_backend.pattern.terms import Pattern
 from lf_backend.problem import Machine
 
 _FLOATS = ("q", "k", "v", "sinks", "band_bias")
-_OWN = (*_FLOATS, "hidden", "start", "end", "seed")
+_OWN = (*_FLOATS, "global_q", "hidden", "start", "end", "seed")
 _LENT = ("k", "v", "hidden", "start", "end")  # by neighbours
 _KEYS = ("k", "v")
 
@@ -48,7 +48,7 @@ def windows(
         known: out and lse, if they were computed before, whatever is in these rows.
     """
     a, everywhere = plan.a, plan.everywhere()
-    own = a.q, a.k, a.v, a.sinks, a.band_bias, plan.hidden, plan.begins, plan.ends, a.seed
+    own = a.q, a.k, a.v, a.sinks, a.band_bias, a.global_q, plan.hidden, plan.begins, plan.ends, a.seed
     apply: Any = _Windows.apply
     out, lse, *arrived = apply(_Work.of(plan, everywhere), known, *own, *(x for x, _ in everywhere.values()))
     return (out, lse), dict(zip(everywhere, arrived, strict=True))
@@ -75,7 +75,7 @@ def agree_on_backend(plan: Plan) -> None:
     a = plan.a
     if not (a.backend or preference()):
         return
-    given = a.q, a.k, a.v, a.sinks, a.band_bias, plan.hidden, plan.begins, plan.ends, a.seed
+    given = a.q, a.k, a.v, a.sinks, a.band_bias, None, plan.hidden, plan.begins, plan.ends, a.seed
     own = dict(zip(_OWN, (None if x is None else x.to("meta") for x in given), strict=True))
     work = _Work.of(plan)
     try:
@@ -100,6 +100,7 @@ class _Work:
         halo: the way of keys to the ranks that see them.
         gathered: the way of global tokens.
         tokens: names of what they are sent as; none without.
+        places, sources: as `Tokens` has them; none without.
         own_listed: the slice's positions and documents.
         causal: global tokens show the past alone.
     """
@@ -113,6 +114,8 @@ class _Work:
     halo: Route
     gathered: Route
     tokens: tuple[str, ...]
+    places: tuple[Tensor, ...]
+    sources: Mapping[str, str]
     own_listed: Listed
     causal: bool
 
@@ -131,6 +134,8 @@ class _Work:
             plan.slices.halo(rank, plan.reaches),
             gathering(counts, rank),
             tuple(tokens),
+            plan.tokens.places if plan.tokens else (),
+            plan.tokens.sources if plan.tokens else {},
             own_of(plan),
             plan.tokens is not None and plan.tokens.causal,
         )
@@ -303,10 +308,18 @@ class _Windows(torch.autograd.Function):
         rank = work.group.rank
         for name, pieces in zip(_KEYS, landed, strict=False):
             add_returned(totals[name], work.halo, pieces, rank)
+        if (global_q := own["global_q"]) is not None:
+            totals["global_q"] = torch.zeros_like(global_q)
         returned: list[Tensor | None] = [None] * len(grads)
         for index, pieces in zip(floats, landed[len(_KEYS) :], strict=True):
             like, length = ctx.tokens[index]
-            returned[index] = sum_returned(like, length, work.gathered, pieces, rank)
+            grad = sum_returned(like, length, work.gathered, pieces, rank)
+            source = work.sources.get(work.tokens[index])
+            if source is None:
+                returned[index] = grad
+            else:
+                batch, slot, at = work.places
+                totals[source][batch, :, at] += grad[batch, :, slot]
         return None, None, *map(totals.get, _OWN), *returned
 
 

@@ -29,7 +29,7 @@ def run(*words: str) -> None:
 def test_measured(tmp_path: Path) -> None:
     run(*TORCHRUN, "-m", "benchmarks.parallel", "--toy", "--repeats", "1", "--out", str(tmp_path))
     rows = json.loads((tmp_path / "parallel-2-ranks-cpu.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"correct", "weak", "strong", "peers"}
+    assert {row["section"] for row in rows} == {"correct", "weak", "tokens", "strong", "peers"}
     assert all("backward" in row["not run"] for row in rows if row["section"] == "peers")  # none on a CPU
     assert all(row["error"] < 1e-4 for row in rows if row["section"] == "correct")
 

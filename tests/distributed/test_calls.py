@@ -165,3 +165,10 @@ def test_gradients_are_the_same_every_time(ranks: Ranks) -> None:
     found = _joined(ranks.run(3, calls.twice))
     for first, *others in zip(found[:3], found[3:6], found[6:], strict=True):
         assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("pattern", [calls.WINDOW, "window(5, 3)"])
+def test_an_output_that_was_written_to(ranks: Ranks, pattern: Any) -> None:
+    for error in ranks.run(1, calls.written_to, pattern):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            raise error
