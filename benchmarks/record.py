@@ -93,7 +93,7 @@ def report(
         rows += [{"section": name, **row} for row in found]
         console.print(table(f"{name}: {(sections[name].__doc__ or '').strip()}", found))
         if options.save:
-            console.print(f"saved {save(options.save, rows, options.out)}")
+            console.print(f"saved {save(options.save, rows, options.out, here)}")
 
 
 def _saved(path: Path, here: dict[str, Any]) -> list[Row]:
@@ -141,11 +141,15 @@ def peaks(work: str, runs: Mapping[str, Function], stock: str) -> Iterator[Row]:
         yield {"work": work, "name": name, "peak MiB": peak / 2**20, "of stock": peak / found[stock]}
 
 
-def save(name: str, rows: list[Row], folder: Path = RESULTS) -> Path:
-    """Write rows and environment to FOLDER/NAME.json."""
+def save(name: str, rows: list[Row], folder: Path = RESULTS, where: dict[str, Any] | None = None) -> Path:
+    """Write rows and environment to FOLDER/NAME.json.
+
+    Args:
+        where: the environment before anything ran; that of now if it is left out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", "utf8")
+    path.write_text(json.dumps({"environment": where or environment(), "rows": rows}, indent=1) + "\n", "utf8")
     return path
 
 
