@@ -9,6 +9,9 @@
 - `plan.py`: what is known of a call before its tensors travel.
 - `exchange.py`: the one collective that tensors travel by, and its derivative.
 - `windows.py`, `parts.py`: windows over a slice, its interior while the halo is on its way, and its edges.
+- `columns.py`: global tokens as keys, joined to the windows.
+- `computed.py`: the answer of all these, with global tokens as queries.
+- `op.py`: the same as an operator, for torch.compile.
 - `pieces.py`: small softmaxes of listed queries and listed keys.
 
 Nothing of this is loaded by `import lf_backend`.
