@@ -55,17 +55,18 @@ def report(out: Path, sizes: Sizes, repeats: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    here = record.environment()  # before this process and the others keep the machine busy
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     mesh = dist.device_mesh.init_device_mesh(device, (dist.get_world_size(),))
     rows = [{"section": name, **row} for name, run in SECTIONS.items() for row in run(mesh, sizes, repeats)]
     if dist.get_rank() == 0:
         console = Console(width=150)
-        console.print(record.environment())
+        console.print(here)
         for name, run in SECTIONS.items():
             found = [{k: row[k] for k in row if k != "section"} for row in rows if row["section"] == name]
             console.print(record.table(f"{name}: {(run.__doc__ or '').strip()}", found))
         name = f"parallel-{dist.get_world_size()}-ranks-{device}"
-        console.print(f"saved {record.save(name, rows, out)}")
+        console.print(f"saved {record.save(name, rows, out, here)}")
     dist.destroy_process_group()
 
 
