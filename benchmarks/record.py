@@ -149,7 +149,8 @@ def save(name: str, rows: list[Row], folder: Path = RESULTS, where: dict[str, An
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps({"environment": where or environment(), "rows": rows}, indent=1) + "\n", "utf8")
+    found = {"environment": where or environment(), "rows": rows}
+    path.write_text(json.dumps(found, indent=1) + "\n", "utf8")
     return path
 
 
