@@ -91,11 +91,11 @@ class Arguments:
 
     @cached_property
     def _known(self) -> Known:
-        if resolve(self.pattern).lowered.others:
-            return Known()
         kind = self._kind()
         found = _kinds.get(kind)
         if found is None:
+            if resolve(self.pattern).lowered.others:
+                return Known()
             if len(_kinds) >= MOST_KINDS:
                 _kinds.clear()
             found = _kinds.setdefault(kind, Known())
