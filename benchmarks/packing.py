@@ -65,7 +65,7 @@ def globals_(repeats: int) -> Iterator[Row]:
 
 
 def unpadded(repeats: int) -> Iterator[Row]:
-    """16 documents of 200 to 4,096 tokens in 2 layers of Longformer-base's shape."""
+    """8 documents of 200 to 4,096 tokens in 2 layers of Longformer-base's shape."""
     torch.manual_seed(0)
     config = transformers.LongformerConfig(
         attention_window=[WINDOW] * 2,
