@@ -59,7 +59,7 @@ class Ranks:
 def _answer(end: Connection) -> Any:
     try:
         return end.recv()
-    except EOFError:
+    except (EOFError, ConnectionResetError):
         return None  # a rank that has left
 
 
@@ -69,6 +69,7 @@ def _serve(rank: int, size: int, store: str, timeout: timedelta, pipe: Connectio
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout
     )
+    dist.barrier()  # a rank that leaves at once would leave others that still look for it
     meshes = [dist.DeviceMesh("cpu", list(range(count))) for count in range(1, size + 1)]
     while True:
         count, job, arguments = pipe.recv()
