@@ -156,6 +156,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print what is kept, run nothing")
     options = record.parsed(parser, globals(), QUICK)
+    if options.table and not options.save:
+        raise SystemExit("--table: the --save wanted whose rows are kept, got none")
     if options.quick:
         options.seeds, options.updates = 1, 2
     return options

@@ -86,7 +86,7 @@ class WindowLayer(DynamicLayer):
         """Tell whether a token takes the place of another one, and nobody wants to know what was there."""
         full = self.keys.shape[2] == len(self.sinks) + self.reach + 1 and self.held == len(self.sinks)
         watched = any(x.requires_grad for x in (self.keys, self.values, *new))
-        return full and self.reach > 0 and not watched and not torch.compiler.is_compiling()
+        return full and not watched and not torch.compiler.is_compiling()
 
     def _slide(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         if self._room is None or not self._room.holds(self.keys):

@@ -5,8 +5,6 @@
 
 namespace lf::LF_SET {
 
-using Half = uint16_t;  // the bits of a bfloat16
-
 constexpr int TILE_ROWS = 16;
 
 // Tiles of a thread: all of full size. They are state that is saved at each switch until they are released.

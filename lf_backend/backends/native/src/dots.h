@@ -5,8 +5,6 @@
 
 namespace lf::LF_SET {
 
-using Half = uint16_t;  // the bits of a bfloat16
-
 constexpr int TILE_ROWS = 4;  // two tiles by two vectors hide how long a sum takes; more would not divide 32 rows
 
 class TileState {};  // vectors need none
@@ -32,7 +30,7 @@ template <int R, int N> struct TileSums {
 #pragma GCC unroll 4
         for (int pair = 0; pair < 16; ++pair) {
             __m512bh factors[N];
-            for (int n = 0; n < N; ++n) factors[n] = (__m512bh)load<__m512i>(b + (pair * b_stride + n * 16) * 2);
+            for (int n = 0; n < N; ++n) factors[n] = (__m512bh)load<__m512i>(b + (pair * b_stride + n * WIDTH<float>) * 2);
 #pragma GCC unroll 8
             for (int r = 0; r < R * TILE_ROWS; ++r) {
                 __m512bh both = (__m512bh)_mm512_set1_epi32(load<int32_t>(a + r * a_stride + 2 * pair));

@@ -129,10 +129,10 @@ template <class A> class Forward {
                 for (int g = 0; g < work.block->groups; ++g) {
                     Range rows{most(low, sights[g].some.low), least(next, sights[g].some.high)};
                     if (rows.low >= rows.high) continue;
-                    if (work.keys.where && work.block->count > FEW)
-                        ask_ahead(work.keys, call_, rows.high, most(rows.high, least(rows.high + chunk_, high)));
-                    else if (!work.keys.where)
+                    if (!work.keys.where)
                         want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
+                    else if (work.block->count > FEW)
+                        ask_ahead(work.keys, call_, rows.high, most(rows.high, least(rows.high + chunk_, high)));
                     if (work.block->lanes == WIDTH<A>)
                         attend_narrow(work, eye, piece, g, rows, sights[g].every, state);
                     else

@@ -12,6 +12,8 @@
 
 namespace lf::LF_SET {
 
+using Half = uint16_t;  // the bits of a bfloat16
+
 template <class A, int R, int N> struct Sums {
     Vec<A> c[R][N];
 };

@@ -21,8 +21,6 @@
 
 namespace lf::LF_SET {
 
-using Half = uint16_t;  // the bits of a bfloat16
-
 constexpr int SIDE = 16, DEEP = 32;  // columns of a tile, and the most that it has of rows; elements of a row of `a`
 
 LF_INLINE int64_t whole(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
