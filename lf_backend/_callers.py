@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -81,11 +82,23 @@ def is_mapped(x: Tensor) -> bool:
     return False
 
 
-def wants_ordinary(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether a call with these tensors has to consist of ordinary operators."""
+class Form(Enum):
+    """How a call is done: as the operator; by ordinary operators in its place; or, where nobody sees the
+    difference, as a plain function, because to call an operator costs more than a small call itself.
+    """
+
+    OPERATOR = auto()
+    ORDINARY = auto()
+    PLAIN = auto()
+
+
+def wanted(tensors: Iterable[Tensor | None]) -> Form:
+    """Return how a call with these tensors has to be done."""
     if torch.compiler.is_compiling():
-        return _is_asked()
-    return _asked.get() or _is_tracing() or is_transformed(tensors)
+        return Form.ORDINARY if _is_asked() else Form.OPERATOR
+    if _asked.get() or _is_tracing() or is_transformed(tensors):
+        return Form.ORDINARY
+    return Form.PLAIN if _is_plain(tensors) else Form.OPERATOR
 
 
 def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
@@ -106,13 +119,14 @@ def _has_tangent(x: Tensor | None) -> bool:
 
 
 def is_plain_eager(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether nobody watches: no compiler, tracer, mode, transform or tensor subclass is there.
-
-    Then an operator need not be called as one, which costs more than a small call itself.
-    """
-    if torch.compiler.is_compiling() or _is_tracing() or _C._len_torch_dispatch_stack():
+    """Return whether nobody watches: no compiler, tracer, mode, transform or tensor subclass is there."""
+    if torch.compiler.is_compiling() or _is_tracing():
         return False
-    if _C._is_torch_function_mode_enabled() or _C._functorch.peek_interpreter_stack() is not None:
+    return _C._functorch.peek_interpreter_stack() is None and _is_plain(tensors)
+
+
+def _is_plain(tensors: Iterable[Tensor | None]) -> bool:
+    if _C._len_torch_dispatch_stack() or _C._is_torch_function_mode_enabled():
         return False
     for x in tensors:  # noqa: SIM110 - by all() it takes longer, and every call asks
         if x is not None and type(x) not in _PLAIN:

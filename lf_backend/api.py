@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -161,15 +161,17 @@ def probabilities(
 
 def computed(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """Return out and lse of a checked call, by ordinary operators where the caller wants these."""
-    if _callers.wants_ordinary(arguments.tensors()):
-        return ordinary.attention(arguments)
-    return op.run(arguments)
+    form = _callers.wanted(arguments.tensors())
+    if form is _callers.Form.PLAIN:
+        return op.stepped_around(arguments)
+    return ordinary.attention(arguments) if form is _callers.Form.ORDINARY else op.called(arguments)
 
 
 def checked_arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options: Options) -> Arguments:
     """Return the operator's arguments, cast for autocast and checked."""
     found = checks.check_pattern(pattern)
     arguments = collected(q, k, v, pattern if isinstance(pattern, str) else intern(found), options)
+    arguments.held = found
     with _callers.not_traced():
         checks.check(arguments, found)
     return arguments
@@ -178,33 +180,38 @@ def checked_arguments(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, o
 def collected(q: Tensor, k: Tensor, v: Tensor, pattern: str, options: Options) -> Arguments:
     """Return the operator's arguments, cast for autocast; of them it is checked that tensors are tensors."""
     given: dict[str, Any] = {**DEFAULTS, **options}
-    floats = {name: given[name] for name in _DIFFERENTIABLE if given[name] is not None}
-    checks.check_tensors(q=q, k=k, v=v, **floats)
+    floats = [q, k, v]
+    checks.check_tensors(q=q, k=k, v=v)
+    for name in _DIFFERENTIABLE:
+        if (x := given[name]) is not None:
+            checks.check_tensors(**{name: x})
+            floats.append(x)
     if _is_autocast(q.device.type):
         q, k, v = _autocast(q), _autocast(k), _autocast(v)
         given.update((name, _autocast(given[name])) for name in _PROJECTIONS)
     for name in _NUMBERS:
         if given[name] is not None:
             given[name] = checks.check_number(name, given[name])
+    if given["scale"] is None:
+        given["scale"] = checks.default_scale(q)
     given["dropout_p"] = given["dropout_p"] or 0.0
     given["backend"] = given["backend"] or ""
-    seed = dropout.draw_seed(q) if given["dropout_p"] else None
-    with _callers.not_traced():
-        if given["scale"] is None:
-            given["scale"] = checks.default_scale(q)
-        return Arguments(
-            q=q,
-            k=k,
-            v=v,
-            **given,
-            seed=seed,
-            pattern=pattern,
-            differentiable=torch.is_grad_enabled() and _needs_grad(q, k, v, *floats.values()),
-        )
+    return Arguments(
+        q=q,
+        k=k,
+        v=v,
+        **given,
+        seed=dropout.draw_seed(q) if given["dropout_p"] else None,
+        pattern=pattern,
+        differentiable=torch.is_grad_enabled() and _needs_grad(floats),
+    )
 
 
-def _needs_grad(*tensors: Tensor) -> bool:
-    return any(x.requires_grad for x in tensors)
+def _needs_grad(tensors: Iterable[Tensor]) -> bool:
+    for x in tensors:  # noqa: SIM110 - by any() it takes longer, and every call asks
+        if x.requires_grad:
+            return True
+    return False
 
 
 _PROJECTIONS = ("global_q", "global_k", "global_v")

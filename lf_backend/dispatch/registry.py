@@ -89,9 +89,8 @@ def working() -> dict[str, Backend]:
 
 def get(name: str) -> Backend:
     """Return the backend of a name that a selection holds; cheap, as every call asks."""
-    _discover()
     entry = _backends.get(name)
-    return entry if isinstance(entry, Backend) else working()[name]
+    return working()[name] if entry is None or isinstance(entry, Broken) else entry
 
 
 def version() -> int:

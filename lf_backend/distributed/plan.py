@@ -31,7 +31,7 @@ from lf_backend.errors import LFError, ShapeError, UnsupportedError
 from lf_backend.ops import checks
 from lf_backend.ops.arguments import DIFFERENTIABLE, TENSORS, Arguments
 from lf_backend.ops.options import DEFAULTS, Options
-from lf_backend.pattern.interned import intern, resolve
+from lf_backend.pattern.interned import intern
 from lf_backend.pattern.terms import Global, Pattern, Window, union
 
 
@@ -191,7 +191,7 @@ def _agreed(group: Group, a: Arguments | LFError, gradients: Sequence[str]) -> P
         raise a
     seed = 0 if a.seed is None else int(a.seed)
     words = group.agree(_description(a, gradients), [a.q.shape[2], seed])
-    pattern, slices = resolve(a.pattern), Slices(tuple(size for size, _ in words))
+    pattern, slices = a.resolved, Slices(tuple(size for size, _ in words))
     if a.seed is not None:  # that of the first rank, as if the others had its generator
         a = replace(a, seed=torch.tensor(words[0][1:], device=a.q.device))
     if a.documents is None:
@@ -232,7 +232,7 @@ def refusals(plan: Plan) -> list[str]:
 
 def _checked(a: Arguments) -> Arguments:
     """Return the call of this rank's slices, checked; the pattern's own positions are those of the row."""
-    pattern, q, k = resolve(a.pattern), a.q, a.k
+    pattern, q, k = a.resolved, a.q, a.k
     if q.ndim == k.ndim == 4 and q.shape[2] != k.shape[2]:
         raise ShapeError(f"k: the slice of q, {q.shape[2]} positions, wanted, got {k.shape[2]}")
     # The pattern's own positions, which a slice may not have, are left out, and the rest is as it is.
@@ -253,7 +253,7 @@ def _description(a: Arguments, gradients: Sequence[str]) -> dict[str, object]:
         given = given - {"global_mask", "global_positions"} | {"global tokens"}
     return {
         "pattern": re.sub(
-            " at 0x[0-9a-f]+", "", resolve(a.pattern).text
+            " at 0x[0-9a-f]+", "", a.resolved.text
         ),  # where a process holds a predicate is its own
         "device": a.q.device.type,
         "dtype": str(a.q.dtype),

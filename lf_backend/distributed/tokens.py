@@ -13,7 +13,6 @@ from lf_backend.distributed.group import Group
 from lf_backend.distributed.slices import Slices
 from lf_backend.ops.arguments import Arguments
 from lf_backend.ops.global_tokens import marked, positions_of
-from lf_backend.pattern.interned import resolve
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ def tokens_of(group: Group, slices: Slices, a: Arguments, start: Tensor | None) 
         counts = tuple(sum(p in slices.range_of(rank) for p in static) for rank in range(group.size))
     if not any(counts):
         return None
-    causal = resolve(a.pattern).is_causal if a.brings_globals else a.lowered.causal_globals
+    causal = a.resolved.is_causal if a.brings_globals else a.lowered.causal_globals
     count = counts[group.rank]
     at = positions_of(marks, count) if count else marks.new_empty(len(marks), 0, dtype=torch.int64)
     sources = {"column_k": "k", "column_v": "v", "row_q": "q" if a.global_q is None else "global_q"}

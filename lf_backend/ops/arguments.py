@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from operator import attrgetter
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from lf_backend.pattern.disjoint import disjoint
 from lf_backend.pattern.interned import resolve
 from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Lowered
+from lf_backend.pattern.terms import Pattern
 from lf_backend.problem import Coverage, Feature, Machine, Problem
 
 
@@ -48,6 +48,10 @@ class Arguments:
     dropout_p: float
     differentiable: bool
     backend: str
+
+    # No arguments of the operator, and so no fields: the pattern as it was given, what is known of the kind.
+    held = cast("Pattern | None", None)
+    _known = cast("Known | None", None)
 
     def values(self) -> tuple[Any, ...]:
         """Return the arguments in the operator's order."""
@@ -80,6 +84,8 @@ class Arguments:
         made = object.__new__(Arguments)
         made.__dict__.update(self.__dict__, **given)
         made.__dict__.pop("_known", None)
+        if "pattern" in given:
+            made.__dict__.pop("held", None)
         return made
 
     def known(self) -> Known:
@@ -87,14 +93,16 @@ class Arguments:
 
         Nothing is kept of calls with symbols of sizes, or with rules, of which every batch may have new ones.
         """
-        return Known() if _callers.is_recorded() else self._known
+        found = self._known
+        if found is None:
+            found = self._known = Known() if _callers.is_recorded() else self._looked_up()
+        return found
 
-    @cached_property
-    def _known(self) -> Known:
+    def _looked_up(self) -> Known:
         kind = self._kind()
         found = _kinds.get(kind)
         if found is None:
-            if resolve(self.pattern).lowered.others:
+            if self.resolved.lowered.others:
                 return Known()
             if len(_kinds) >= MOST_KINDS:
                 _kinds.clear()
@@ -127,16 +135,22 @@ class Arguments:
         needs = _pattern_needs(lowered)
         needs |= {feature for feature, needed in self._needs() if needed}
         dtype = str(self.q.dtype).removeprefix("torch.")
-        pattern = resolve(self.pattern)
+        pattern = self.resolved
         ahead = pattern.looks_ahead or (self.brings_globals and not pattern.is_causal)
         window, coverage = _extent(lowered, ahead, queries, keys)
         coverage = coverage if self.documents is None else Coverage.PART
         return Problem(needs, dtype, batch, heads, kv_heads, queries, keys, head_dim, window, coverage)
 
     @property
+    def resolved(self) -> Pattern:
+        """The pattern itself."""
+        held = self.held
+        return resolve(self.pattern) if held is None else held
+
+    @property
     def lowered(self) -> Lowered:
         """The pattern as this call needs it."""
-        pattern = resolve(self.pattern)
+        pattern = self.resolved
         return pattern.lowered_with_globals if self.brings_globals else pattern.lowered
 
     @property

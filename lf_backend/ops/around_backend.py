@@ -27,6 +27,8 @@ from lf_backend.ops.static_documents import lifted
 
 T = TypeVar("T")
 
+_NOTHING = nullcontext()
+
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     """Return out [B, H, N, D] and lse [B, H, N] of the whole call."""
@@ -65,7 +67,7 @@ def probabilities(a: Arguments, local: Callable[[Call, Tensor], Tensor]) -> Tens
 def _exact(q: Tensor) -> AbstractContextManager[object]:
     """Turn autocast off inside: the arguments have their dtypes, and float32 means float32."""
     kind = q.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
 
 
 def _simplified(a: Arguments) -> Arguments:

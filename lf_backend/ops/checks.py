@@ -53,6 +53,8 @@ def check_number(name: str, value: Any) -> float:
 def default_scale(q: Tensor) -> float:
     """Return D ** -0.5; a query without D is refused later."""
     head_dim = q.shape[-1] if q.ndim else 0
+    if type(head_dim) is not int:  # traced
+        head_dim = _callers.fixed_size(q, -1)
     scale: float = head_dim**-0.5 if head_dim else 1.0
     return scale
 

@@ -12,14 +12,13 @@ from lf_backend._device_constants import on_device
 from lf_backend._looked import once
 from lf_backend.backend import Columns, Documents
 from lf_backend.ops.arguments import Arguments
-from lf_backend.pattern.interned import resolve
 from lf_backend.pattern.terms import Pattern
 
 
 def columns_of(a: Arguments, documents: Documents | None) -> Columns | None:
     """Return the global tokens of every example of a call; None if there are none anywhere."""
     return columns(
-        resolve(a.pattern),
+        a.resolved,
         a.k,
         a.key_padding,
         mask=a.global_mask,

@@ -3,7 +3,7 @@
 `lf_backend::attention` and `lf_backend::attention_backward` are opaque to torch.compile: shapes stay
 symbolic, and the choice of the backend happens when they run. They have twins under another name for calls
 that wait for the device, which alone keep CUDA graphs away. In plain eager mode, where nobody sees the
-difference, `run` steps around the operator: its wrapper in Python costs more than a small call.
+difference, a call steps around the operator: its wrapper in Python costs more than a small call.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from lf_backend.pattern.interned import interned
 _BACKWARD = "Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse"
 
 
-def run(a: Arguments) -> tuple[Tensor, Tensor]:
+def called(a: Arguments) -> tuple[Tensor, Tensor]:
     """Return out and lse of a call, with their derivative if the call is differentiable."""
-    if not is_plain_eager(a.tensors()):
-        found: tuple[Tensor, Tensor] = operators(a).forward(*a.values())
-        return found
+    found: tuple[Tensor, Tensor] = operators(a).forward(*a.values())
+    return found
+
+
+def stepped_around(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Return what `called` does, in plain eager mode."""
     if not a.differentiable:
         return around_backend.forward(a)
     a = with_positions(a)
     apply: Any = _Eager.apply
-    found = apply(a, *a.floats())
+    found: tuple[Tensor, Tensor] = apply(a, *a.floats())
     return found
 
 
@@ -78,7 +81,8 @@ def _remember(ctx: Any, a: Arguments, output: tuple[Tensor, Tensor]) -> None:
     """Keep what the backward needs."""
     # It runs where and when autograd likes: what is asked for now is asked for then.
     ctx.arguments = a.without_tensors(a.backend or preference())
-    ctx.pattern = interned(a.pattern)  # held, for the backward to find it
+    if a.held is None:
+        ctx.arguments.held = interned(a.pattern)  # for the backward to find it
     ctx.set_materialize_grads(False)  # what has no gradient is not one of zeros, which backends would add
     ctx.save_for_backward(*output, *a.tensors())
 

@@ -24,7 +24,6 @@ from lf_backend.numerics.precision import accumulation_dtype
 from lf_backend.ops.arguments import Arguments
 from lf_backend.ops.documents import boundaries
 from lf_backend.ops.global_tokens import marked
-from lf_backend.pattern.interned import resolve
 
 
 def attention(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -102,7 +101,7 @@ def _columns(a: Arguments, documents: Documents | None) -> tuple[Columns | None,
     rank = torch.where(mask, mask.cumsum(1), 0)  # from 1, 0 for what is no global token
     positions = torch.where(rank[:, None] == slots[:, None] + 1, at, 0).sum(2)
     valid = slots < mask.sum(1, keepdim=True)
-    causal = resolve(a.pattern).is_causal if a.brings_globals else lowered.causal_globals
+    causal = a.resolved.is_causal if a.brings_globals else lowered.causal_globals
     return Columns(positions, valid, causal), mask
 
 

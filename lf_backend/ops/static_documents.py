@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lf_backend.ops.arguments import Arguments
-from lf_backend.pattern.interned import intern, resolve
+from lf_backend.pattern.interned import intern
 from lf_backend.pattern.named import Named
 from lf_backend.pattern.packed import SameDocument
 from lf_backend.pattern.terms import Intersection, Pattern, Window, intersection
@@ -19,7 +19,7 @@ def lifted(a: Arguments) -> Arguments:
     """
     if a.documents is not None or a.brings_globals:
         return a
-    pattern = resolve(a.pattern)
+    pattern = a.resolved
     if not pattern.lowered.others:
         return a
     terms = pattern.terms if isinstance(pattern, Intersection) else (pattern,)

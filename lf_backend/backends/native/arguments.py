@@ -68,7 +68,7 @@ class Packed(NamedTuple):
 
 def packed(call: Call, results: Forward | Backward) -> Packed:
     """The call and its results. Copies only rows whose elements are apart."""
-    q, k, v = map(_readable, (call.q, call.k, call.v))
+    q, k, v = _readable(call.q), _readable(call.k), _readable(call.v)
     if isinstance(results, Backward):
         results = results._replace(
             grad_out=_readable(results.grad_out),
@@ -76,7 +76,9 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
             lse=results.lse.contiguous(),
         )
     batch, heads, queries, head_dim = q.shape
-    bands = _bands(call.lowered.bands, heads)
+    _, kv_heads, keys, _ = k.shape
+    lowered, documents = call.lowered, call.documents
+    bands = _bands(lowered.bands, heads)
     seed = _placed(call.seed)
     positions = None if call.positions is None else call.positions.contiguous()
     padding = None if call.key_padding is None else call.key_padding.contiguous()
@@ -85,22 +87,22 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
         DTYPES[q.dtype],
         batch,
         heads,
-        k.shape[1],
+        kv_heads,
         queries,
-        k.shape[2],
+        keys,
         head_dim,
         *_rows(q),
         *_rows(k),
         *_rows(v),
         bands.buffer_info()[0],
-        len(call.lowered.bands),
+        len(lowered.bands),
         _address(positions),
         _address(columns),
         _address(shown),
         count,
         causal,
         _address(padding),
-        *map(_address, call.documents or (None, None)),
+        *((0, 0) if documents is None else map(_address, documents)),
         *_bias(call.band_bias),
         *_numbers(call, seed),
         *results.fields(),
@@ -109,11 +111,12 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
 
 
 def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(3) == 1 else x.contiguous()
+    return x if x.stride()[3] == 1 else x.contiguous()
 
 
 def _rows(x: Tensor) -> tuple[int, ...]:
-    return (x.data_ptr(), *x.stride()[:3])
+    batch, head, row, _ = x.stride()
+    return x.data_ptr(), batch, head, row
 
 
 def _address(x: Tensor | None) -> int:

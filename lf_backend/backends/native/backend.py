@@ -39,8 +39,9 @@ class Native(Backend):
 
     def forward(self, call: Call) -> tuple[Tensor, Tensor]:
         q = call.q
-        out = torch.empty(q.shape, dtype=q.dtype)
-        lse = torch.empty(q.shape[:3], dtype=accumulation_dtype(q.dtype))
+        batch, heads, queries, _ = q.shape
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        lse = torch.empty((batch, heads, queries), dtype=accumulation_dtype(q.dtype))
         _library().forward(arguments.packed(call, arguments.Forward(out, lse)))
         return out, lse
 
