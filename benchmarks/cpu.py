@@ -21,7 +21,7 @@ from benchmarks import peers, record
 from benchmarks.record import Row
 from lf_backend.backend import Call
 from lf_backend.dispatch import registry
-from lf_backend.measure import Timing, interleaved, peak_bytes
+from lf_backend.measure import Timing, interleaved, peak_bytes, resident_bytes
 from lf_backend.pattern.block_map import block_map
 
 LENGTH, WINDOW, HEADS, HEAD_DIM = 4096, 512, 12, 64
@@ -142,7 +142,10 @@ def short(repeats: int) -> Iterator[Row]:
 
 
 def memory(repeats: int) -> Iterator[Row]:
-    """Peak of forward + backward over the bytes of q, k, v, out and their gradients."""
+    """Peak of forward + backward over the bytes of q, k, v, out and their gradients.
+
+    Of what PyTorch allocates, and of the process, with what the library keeps for its sums.
+    """
     big_bird = lf.sparsity.big_bird(LONG)
     for name, pattern, length in (
         ("window", BASE, LONG // 4),
@@ -157,12 +160,14 @@ def memory(repeats: int) -> Iterator[Row]:
             return out, torch.autograd.grad(out, inputs, out.detach())
 
         unit = inputs[0].numel() * 4  # 8 of them: q, k, v, out and the gradient of each
-        peak = peak_bytes(run) + 3 * unit  # with q, k, v, which were there before
+        before = 3 * unit  # q, k, v
+        process, peak = resident_bytes(run), peak_bytes(run) + before
         yield {
             "work": f"{name}, forward + backward, N {length:,}",
             "name": "lf_backend",
             "peak MiB": peak / 2**20,
             "peak / (q, k, v, out, gradients)": peak / (8 * unit),
+            "of the process": None if process is None else (process + before) / (8 * unit),
         }
 
 

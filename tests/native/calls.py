@@ -19,6 +19,7 @@ LONG: dict[str, tuple[lf.Pattern, dict[str, Any]]] = {
     "dropout, softcap": (lf.Window(40, 30), {"dropout_p": 0.3, "softcap": 3.0}),
     "band bias": (lf.Window(12, 7), {"bias": True}),
     "grouped heads": (lf.Window(100, 0), {"kv_heads": 1}),
+    "rules": (lf.sparsity.big_bird(700, block=20) | lf.Window(9, 9), {"padding": True, "kv_heads": 2}),
 }
 
 

@@ -1,13 +1,15 @@
 """The measuring tools, against functions whose time and memory are known."""
 
 import os
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from lf_backend import LFError
-from lf_backend.measure import interleaved, machine_load, peak_bytes
+from lf_backend.measure import interleaved, machine_load, peak_bytes, resident_bytes
 
 MIB = 1 << 20
 
@@ -64,6 +66,17 @@ def test_interleaved_measures_seconds():
     found = interleaved({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.01)}, repeats=5)
     assert 0.001 <= found["short"].p20 <= found["short"].median <= found["short"].p80
     assert found["long"].median >= 0.01
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a process holds")
+def test_resident_bytes_count_what_is_written_to():
+    assert 64 * MIB <= resident_bytes(lambda: bytearray(64 * MIB)) <= 72 * MIB
+    assert resident_bytes(lambda: None) <= 4 * MIB
+
+
+def test_resident_bytes_where_nobody_says(monkeypatch):
+    monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(FileNotFoundError("/proc")))
+    assert resident_bytes(lambda: None) is None
 
 
 def test_errors():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lf_backend.backend import Call
+from lf_backend.backends.native import rules
 from lf_backend.numerics import dropout
 from lf_backend.pattern.bands import Band
 
@@ -19,10 +20,25 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 UNLIMITED = 2**40  # a reach beyond any sequence
 
 _SHAPE, _ROWS, _COLUMNS, _BIAS, _NUMBERS = "7q", "P3q", "PPP2q3P", "P5q", "2dqPqdq"
+_RULES = "4PqP"
 _LAYOUT = struct.Struct(
-    "@" + _SHAPE + 3 * _ROWS + "Pq" + _COLUMNS + _BIAS + _NUMBERS + _ROWS + "P" + _ROWS + "P" + _ROWS + "3P"
+    "@"
+    + _SHAPE
+    + 3 * _ROWS
+    + "Pq"
+    + _COLUMNS
+    + _RULES
+    + _BIAS
+    + _NUMBERS
+    + _ROWS
+    + "P"
+    + _ROWS
+    + "P"
+    + _ROWS
+    + "3P"
 )
 _NO_ROWS = (0, 0, 0, 0)
+_NO_RULES = (0, 0, 0, 0, 0)
 
 
 class Forward(NamedTuple):
@@ -83,6 +99,7 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
     positions = None if call.positions is None else call.positions.contiguous()
     padding = None if call.key_padding is None else call.key_padding.contiguous()
     columns, shown, count, causal = _columns(call)
+    runs, hidden = _rules(call)
     data = _LAYOUT.pack(
         DTYPES[q.dtype],
         batch,
@@ -103,11 +120,13 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
         causal,
         _address(padding),
         *((0, 0) if documents is None else map(_address, documents)),
+        *runs,
+        _address(hidden),
         *_bias(call.band_bias),
         *_numbers(call, seed),
         *results.fields(),
     )
-    return Packed(data, (q, k, v, bands, positions, padding, columns, shown, seed, call, results))
+    return Packed(data, (q, k, v, bands, positions, padding, columns, shown, hidden, seed, call, results))
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -139,6 +158,15 @@ def _columns(call: Call) -> tuple[Tensor | None, Tensor | None, int, bool]:
         return None, None, 0, False
     positions, valid, causal = call.columns
     return positions.contiguous(), valid.contiguous(), positions.shape[1], causal
+
+
+def _rules(call: Call) -> tuple[tuple[int, ...], Tensor | None]:
+    """Return where runs of keys are, which the pattern keeps, and the keys that they show to nobody."""
+    if not call.lowered.others:
+        return _NO_RULES, None
+    runs, hidden = rules.runs_of(call), rules.elsewhere(call)
+    addresses = map(_address, (runs.first, runs.start, runs.stop, runs.queries))
+    return (*addresses, runs.maps), None if hidden is None else hidden.contiguous()
 
 
 def _bias(bias: Tensor | None) -> tuple[int, ...]:

@@ -12,13 +12,15 @@ from lf_backend.problem import Feature, Machine, Problem
 
 MOST_KEYS = 2**30  # positions, and sums of two, are words of 32 bits in the kernels
 
+BESIDE_RULES = {Feature.DOCUMENTS, Feature.DILATION}  # in which a block of queries is not one of a rule's
+
 
 class Native(Backend):
     """See the package."""
 
     name = "native"
     capabilities = Capabilities(
-        features=frozenset(Feature) - {Feature.PREDICATE, Feature.VALUE_WIDTH},
+        features=frozenset(Feature) - {Feature.VALUE_WIDTH},
         devices=frozenset({"cpu"}),
         max_head_dim=256,
         listed_queries=True,
@@ -27,6 +29,9 @@ class Native(Backend):
 
     def reasons(self, problem: Problem, machine: Machine) -> list[str]:
         found = super().reasons(problem, machine)
+        if Feature.PREDICATE in problem.features:
+            beside = sorted(feature.value for feature in problem.features & BESIDE_RULES)
+            found += [f"no predicates beside {feature} wanted, call has both" for feature in beside]
         if problem.keys > MOST_KEYS:
             found.append(f"keys <= {MOST_KEYS} wanted, call has {problem.keys}")
         if machine.device == "cpu" and isinstance(compiled := library.found(), library.Missing):

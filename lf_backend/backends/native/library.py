@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lf_backend.backends.native.arguments import Packed
 
-VERSION = 3  # of the interface, as in src/call.h
+VERSION = 4  # of the interface, as in src/call.h
 PATH = Path(__file__).with_name("lf_native.so")
 
 Pass = Callable[[Packed], None]

@@ -170,13 +170,11 @@ template <class A> class Backward {
         for (int64_t p = 0; p < work.keys.piece_count; ++p) {
             const Piece& piece = work.keys.pieces[p];
             Sight sights[GROUPS<A>];
-            int64_t low = piece.high, high = piece.low;
-            for (int g = 0; g < work.block->groups; ++g) {
-                sights[g] = eye.sight(piece, g);
-                low = least(low, sights[g].some.low), high = most(high, sights[g].some.high);
+            for (int64_t at = 0; eye.look(piece, at, sights);) {
+                auto [low, high] = seen_by_any(sights, work.block->groups);
+                for (; low < high; low = after(low, chunk_))
+                    chunk(work, eye, task, piece, sights, {low, least(after(low, chunk_), high)}, state);
             }
-            for (; low < high; low = after(low, chunk_))
-                chunk(work, eye, task, piece, sights, {low, least(after(low, chunk_), high)}, state);
         }
     }
 

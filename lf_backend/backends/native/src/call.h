@@ -8,7 +8,7 @@
 
 namespace lf {
 
-constexpr int64_t VERSION = 3;
+constexpr int64_t VERSION = 4;
 
 enum Dtype : int64_t { FLOAT32 = 0, FLOAT64 = 1, BFLOAT16 = 2, FLOAT16 = 3 };
 
@@ -39,6 +39,14 @@ struct Call {
     // Of every position, where its document begins and ends, [B, keys]; or null. Both ascend, and the columns of
     // an example are then those that are shown, in ascending order, and others behind them.
     const int64_t *document_start, *document_end;
+    // Rules, or null: of every block of 64 queries, of each head or of all alike, runs of keys that some of them
+    // see, ascending, and which of them do: bit i is query 64 * block + i. Not with documents, with dilations, or
+    // with `positions`.
+    const int64_t* rule_first;  // [rule_maps, ceil(queries / 64)] + 1, runs before those of a block
+    const int32_t *rule_start, *rule_stop;
+    const uint64_t* rule_queries;
+    int64_t rule_maps;
+    const uint8_t* elsewhere;  // [B, keys], what rules show to nobody: padded keys, and columns; or null
     const void* bias;        // [1 or B, H, N, taps], or null
     int64_t bias_batch, bias_head, bias_row, bias_tap, bias_batches;
     double scale, softcap;  // softcap 0: none

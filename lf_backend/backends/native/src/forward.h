@@ -119,25 +119,27 @@ template <class A> class Forward {
         for (int64_t p = 0; p < work.keys.piece_count; ++p) {
             const Piece& piece = work.keys.pieces[p];
             Sight sights[GROUPS<A>];
-            int64_t low = piece.high, high = piece.low;
-            for (int g = 0; g < work.block->groups; ++g) {
-                sights[g] = eye.sight(piece, g);
-                low = least(low, sights[g].some.low), high = most(high, sights[g].some.high);
-            }
-            for (int64_t next = low; low < high; low = next) {
-                next = chunk_end(sights, work.block->groups, low);
-                for (int g = 0; g < work.block->groups; ++g) {
-                    Range rows{most(low, sights[g].some.low), least(next, sights[g].some.high)};
-                    if (rows.low >= rows.high) continue;
-                    if (!work.keys.where)
-                        want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
-                    else if (work.block->count > FEW)
-                        ask_ahead(work.keys, call_, rows.high, most(rows.high, least(rows.high + chunk_, high)));
-                    if (work.block->lanes == WIDTH<A>)
-                        attend_narrow(work, eye, piece, g, rows, sights[g].every, state);
-                    else
-                        attend<COLUMNS>(work, eye, piece, g, rows, sights[g].every, state);
-                }
+            for (int64_t at = 0; eye.look(piece, at, sights);) see_rows(work, task, eye, piece, sights, state);
+        }
+    }
+
+    void see_rows(Work& work, const Task& task, const Eye<A>& eye, const Piece& piece, const Sight* sights,
+                  State<A>& state) const {
+        const int groups = work.block->groups;
+        auto [low, high] = seen_by_any(sights, groups);
+        for (int64_t next = low; low < high; low = next) {
+            next = chunk_end(sights, groups, low);
+            for (int g = 0; g < groups; ++g) {
+                Range rows{most(low, sights[g].some.low), least(next, sights[g].some.high)};
+                if (rows.low >= rows.high) continue;
+                if (!work.keys.where)
+                    want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
+                else if (work.block->count > FEW)
+                    ask_ahead(work.keys, call_, rows.high, most(rows.high, least(rows.high + chunk_, high)));
+                if (work.block->lanes == WIDTH<A>)
+                    attend_narrow(work, eye, piece, g, rows, sights[g].every, state);
+                else
+                    attend<COLUMNS>(work, eye, piece, g, rows, sights[g].every, state);
             }
         }
     }

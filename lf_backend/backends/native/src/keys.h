@@ -18,10 +18,10 @@ namespace lf::LF_SET {
 constexpr int64_t ROUND_BYTES = 1 << 20;  // of keys, and of values
 constexpr int64_t AHEAD = 16;             // rows that are asked for before they are copied
 
-// Positions residue + dilation * i of a band for next <= i < last, or columns next <= i < last (`band` is then
-// call.band_count), that are not yet copied; those that are, and not padded, are the rows [low, high) of the round.
+// Positions residue + dilation * i of a band for next <= i < last, or keys next <= i < last of the lists of the
+// other pieces, that are not yet copied; those that are, and not padded, are the rows [low, high) of the round.
 struct Piece {
-    int64_t band, low, high;
+    int64_t band, low, high;  // `band` counts pieces, of which bands are the first
     Span span;
     int64_t next, last, slot, asked;
 };
@@ -45,18 +45,10 @@ struct Cursor {
     int64_t band, step, slot;
 };
 
-LF_INLINE int64_t pieces(const Call& call) { return call.band_count + (call.column_count > 0); }
-
-// Steps or columns of a piece, padded ones included.
-LF_INLINE Span extent(const Plan& plan, const Task& task, int64_t band) {
-    if (band < plan.call->band_count) return plan.span(task, band);
-    return plan.columns(task);
-}
-
 LF_INLINE int64_t most_keys(const Plan& plan, const Task& task) {
     int64_t total = 0;
     for (int64_t band = 0; band < pieces(*plan.call); ++band) {
-        Span span = extent(plan, task, band);
+        Span span = plan.extent(task, band);
         total += span.last - span.first;
     }
     return total;
@@ -66,11 +58,14 @@ template <class A> LF_INLINE int64_t round_rows(const Call& call) {
     return most<int64_t>(256, ROUND_BYTES / int64_t(sizeof(A)) / call.head_dim);
 }
 
-// Position of a step or column, -1 where it is not to be seen.
+// Position of a step of a piece, -1 where it is not to be seen.
 LF_INLINE int64_t position_of(const Call& call, const Task& task, int64_t band, const Span& span, int64_t step) {
     int64_t position;
     if (band < call.band_count) {
         position = span.residue + step * span.dilation;
+    } else if (band == rules_piece(call)) {
+        position = task.listed[step];
+        return call.elsewhere != nullptr && call.elsewhere[task.batch * call.keys + position] ? -1 : position;
     } else {
         int64_t at = task.batch * call.column_count + step;
         position = call.shown[at] ? call.columns[at] : -1;
@@ -82,7 +77,8 @@ LF_INLINE int64_t position_of(const Call& call, const Task& task, int64_t band, 
 // Reads keys where they are: for one band without padding, stored as computed with.
 template <class A> LF_INLINE bool in_place(const Call& call) {
     bool own = call.dtype == (sizeof(A) == 8 ? FLOAT64 : FLOAT32);
-    return own && call.padding == nullptr && pieces(call) == 1 && call.column_count == 0;
+    bool banded = call.band_count == 1 && call.column_count == 0 && call.rule_first == nullptr;
+    return own && call.padding == nullptr && banded;
 }
 
 // Asks for a row of keys and values that will be copied soon: they come from far, and not in a line.
@@ -99,7 +95,7 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
     int64_t bytes = call.head_dim * size_of(call.dtype), head = task.run->kv_head;
     for (int64_t p = 0; p < keys.piece_count; ++p) {
         Piece& piece = keys.pieces[p];
-        if (piece.band == call.band_count) continue;
+        if (piece.band >= call.band_count) continue;
         int64_t end = least(least(most(piece.asked, piece.next) + rows, piece.next + BLOCK), piece.last);
         for (piece.asked = most(piece.asked, piece.next); piece.asked < end; ++piece.asked)
             for (int64_t at = 0; at < bytes; at += 64) {
@@ -172,18 +168,19 @@ template <class A> void extend_in_place(Keys<A>& keys, const Call& call, Piece& 
     piece.next += count, piece.high += count;
 }
 
-// Copies what a piece has up to a position; columns are taken whole.
+// Copies what a piece has up to a position, or all if it is no band.
 template <class A>
 void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int64_t limit) {
-    bool columns = piece.band == call.band_count;
+    const bool banded = piece.band < call.band_count, ruled = piece.band == rules_piece(call);
     for (; piece.next < piece.last; ++piece.next) {
         int64_t position = piece.span.residue + piece.next * piece.span.dilation;
-        if (!columns && position > limit) return;
+        if (banded && position > limit) return;
         position = position_of(call, task, piece.band, piece.span, piece.next);
         if (position < 0) continue;
         int64_t ahead = piece.next + AHEAD;
-        if (!columns && ahead < piece.last)
+        if (banded && ahead < piece.last)
             prefetch_rows(call, task, piece.span.residue + ahead * piece.span.dilation);
+        if (ruled && ahead < piece.last) prefetch_rows(call, task, task.listed[ahead]);
         copy_row(keys, call, task, piece, position);
         keys.position[piece.high] = Int<A>(position);
         if (call.dropout) keys.hash[piece.high] = key_hash(position + call.seed[1]);
@@ -214,7 +211,7 @@ bool next_round(Keys<A>& keys, const Plan& plan, const Task& task, Cursor& curso
     if constexpr (TILES)  // what no row has yet, a weight of 0 must leave 0
         __builtin_memset(keys.turned, 0, whole(keys.most, DEEP) * depth_of(call) * sizeof(Half));
     for (; cursor.band < pieces(call) && rows < capacity; ++cursor.band, cursor.step = 0) {
-        Span span = extent(plan, task, cursor.band);
+        Span span = plan.extent(task, cursor.band);
         int64_t next = span.first + cursor.step, last = least(span.last, next + capacity - rows);
         if (next < last) keys.pieces[keys.piece_count++] = {cursor.band, rows, rows, span, next, last, cursor.slot - next, 0};
         rows += last - next, cursor.slot += last - next;

@@ -12,6 +12,7 @@ constexpr int64_t LONGEST = 2048;   // queries of a segment: by then copying its
 constexpr int64_t SHORTEST = 128;
 constexpr int64_t READING = 8;      // queries whose products take as long as reading their keys from memory
 constexpr int64_t ENOUGH = 24;      // tasks; for more of them keys would be copied, and shared, too often
+constexpr int64_t ENOUGH_RULED = 8;  // the same in the backward of rules, in which every task may share all keys
 
 int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b > 0); }
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b < 0); }
@@ -79,11 +80,15 @@ void cut(const Plan& plan, Run& run, bool backward) {
     int64_t window = std::min(widest(run, call.band_count), ceil_div(call.keys, run.step));
     int64_t least = backward ? std::max(SHORTEST, rounded(window / 4)) : SHORTEST;
     int64_t segment = std::clamp(rounded(std::min(4 * window, 2 * plan.mean_document)), int64_t(512), LONGEST);
+    // What rules show may lie anywhere, and be shared by all segments: the fewer the better.
+    const bool ruled_back = call.rule_first != nullptr && backward;
+    if (ruled_back) segment = rounded(length);
     // Whole documents, where all are as long.
     if (call.document_start != nullptr && plan.mean_document < segment && run.step == 1)
         segment = segment / plan.mean_document * plan.mean_document;
     int64_t others = call.batch * plan.run_count * run.step;
-    while (segment / 2 >= least && others * ceil_div(length, segment) < ENOUGH) segment = rounded(segment / 2);
+    const int64_t enough = ruled_back ? ENOUGH_RULED : ENOUGH;
+    while (segment / 2 >= least && others * ceil_div(length, segment) < enough) segment = rounded(segment / 2);
     run.segment = std::max(segment, backward ? least : BLOCK);
     run.segments = ceil_div(length, run.segment);
 }
@@ -91,6 +96,7 @@ void cut(const Plan& plan, Run& run, bool backward) {
 // Heads of a group stay together, because they share their copies of keys, unless tasks would be few.
 int64_t most_heads(const Call& call) {
     int64_t group = call.heads / call.kv_heads;
+    if (call.rule_first != nullptr) return 1;  // a block of queries is then one of the rules
     bool few = call.batch * call.kv_heads * ceil_div(call.queries, LONGEST) < ENOUGH;
     return few && call.queries > BLOCK ? std::min<int64_t>(group, 4) : group;
 }
@@ -98,7 +104,7 @@ int64_t most_heads(const Call& call) {
 }  // namespace
 
 bool make_plan(const Call& call, bool backward, Plan& plan) {
-    plan = {&call, nullptr, 0, 0, mean_document(call)};
+    plan = {&call, nullptr, 0, 0, mean_document(call), 0};
     size_t bytes = call.heads * (sizeof(Run) + call.band_count * sizeof(Reach));
     plan.runs = static_cast<Run*>(std::malloc(std::max<size_t>(bytes, 1)));
     if (plan.runs == nullptr) return false;
@@ -110,26 +116,40 @@ bool make_plan(const Call& call, bool backward, Plan& plan) {
             ++end;
         for (int64_t band = 0; band < call.band_count; ++band)
             reaches[band] = clipped(call.bands[band * call.heads + head], call.keys);
-        Run& run = plan.runs[plan.run_count] = {head / group, head, end - head, 1, 0, 0, 0, reaches};
+        Run& run = plan.runs[plan.run_count] = {head / group, head, end - head, 1, 0, 0, 0, reaches, {}};
         run.step = common_step(run, call.band_count, call.keys);
         head = end;
     }
     for (int64_t index = 0; index < plan.run_count; ++index) {
         Run& run = plan.runs[index];
         cut(plan, run, backward);
+        if (call.rule_first != nullptr) {
+            plan.ruled += ruled_pairs(call, run.head);
+            if (index > 0 && call.rule_maps == 1)
+                run.listed = plan.runs[0].listed;  // heads are cut alike
+            else if (!list_keys(call, run.head, run.segment, run.segments, run.listed)) {
+                drop_plan(plan);
+                return false;
+            }
+        }
         run.first_task = plan.tasks;
         plan.tasks += run.step * run.segments;
     }
     return true;
 }
 
-void drop_plan(Plan& plan) { std::free(plan.runs); }
+void drop_plan(Plan& plan) {
+    const Call& call = *plan.call;
+    for (int64_t index = 0; call.rule_first != nullptr && index < (call.rule_maps > 1 ? plan.run_count : 1); ++index)
+        drop_keys(plan.runs[index].listed);
+    std::free(plan.runs);
+}
 
 int64_t Plan::products() const {
     int64_t keys = 0;
     for (int64_t index = 0; index < run_count; ++index)
         keys += runs[index].heads * std::min(widest(runs[index], call->band_count) + call->column_count, call->keys);
-    return 2 * call->batch * std::max(call->queries, READING) * keys * call->head_dim;
+    return 2 * call->batch * (std::max(call->queries, READING) * keys + ruled) * call->head_dim;
 }
 
 Task Plan::task(int64_t batch, int64_t index) const {
@@ -140,9 +160,13 @@ Task Plan::task(int64_t batch, int64_t index) const {
     int64_t offset = call->keys - call->queries;
     int64_t start = modulo(residue - offset, run->step);
     int64_t length = class_length(call->queries, start, run->step);
-    Task task{run, batch, index, start + segment * run->segment * run->step, 0, 0, 0};
+    Task task{run, batch, index, start + segment * run->segment * run->step, 0, 0, 0, nullptr, 0};
     task.count = std::clamp<int64_t>(length - segment * run->segment, 0, run->segment);
     if (task.count == 0) return task;
+    if (call->rule_first != nullptr) {
+        task.listed = run->listed.keys + run->listed.first[segment];
+        task.listed_count = run->listed.first[segment + 1] - run->listed.first[segment];
+    }
     task.low = task.first + offset;
     task.high = task.low + (task.count - 1) * run->step;
     if (call->positions != nullptr) {
@@ -164,6 +188,11 @@ Span Plan::span(const Task& task, int64_t band) const {
     return {residue, reach.dilation, first, std::clamp(last, first, length)};
 }
 
+Span Plan::extent(const Task& task, int64_t piece) const {
+    if (piece < call->band_count) return span(task, piece);
+    return piece == columns_piece(*call) ? columns(task) : Span{0, 1, 0, task.listed_count};
+}
+
 Span Plan::columns(const Task& task) const {
     Span all{0, 1, 0, call->column_count};
     if (call->document_start == nullptr) return all;
@@ -176,13 +205,18 @@ Span Plan::columns(const Task& task) const {
     return all;
 }
 
-bool Plan::owns(const Run& run) const {
-    bool alone = run.heads == call->heads / call->kv_heads && call->band_count == 1;
-    return alone && run.step == run.bands[0].dilation && (call->positions == nullptr || run.segments == 1);
+int64_t Plan::owned_piece(const Run& run) const {
+    constexpr int64_t NONE = -1;
+    if (run.heads != call->heads / call->kv_heads || call->band_count > 1) return NONE;
+    if (call->band_count == 0) return call->rule_first != nullptr && run.segments == 1 ? rules_piece(*call) : NONE;
+    return run.step == run.bands[0].dilation && (call->positions == nullptr || run.segments == 1) ? 0 : NONE;
 }
 
 Span Plan::owned(const Task& task) const {
-    Span span = this->span(task, 0);
+    const int64_t piece = owned_piece(*task.run);
+    if (piece < 0) return {0, 1, 0, 0};
+    Span span = extent(task, piece);
+    if (piece > 0) return span;
     int64_t segment = (task.index - task.run->first_task) % task.run->segments;
     if (segment > 0) {
         Span before = this->span(this->task(task.batch, task.index - 1), 0);

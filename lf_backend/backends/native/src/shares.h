@@ -19,13 +19,13 @@ template <class A> class Shares {
     void put(const Plan& plan, const Task& task, const Keys<A>& keys, const A* grad_k, const A* grad_v,
              int64_t width) {
         const Call& call = *plan.call;
-        bool owns = plan.owns(*task.run);
-        Span own = owns ? plan.owned(task) : Span{0, 1, 0, 0}, all = owns ? plan.span(task, 0) : own;
+        const int64_t owner = plan.owned_piece(*task.run);
+        const Span own = plan.owned(task);
         for (int64_t p = 0; p < keys.piece_count; ++p) {
             const Piece& piece = keys.pieces[p];
             for (int64_t row = piece.low; row < piece.high; ++row) {
-                int64_t step = all.first + keys.slot[row];
-                bool direct = owns && piece.band == 0 && step >= own.first && step < own.last;
+                int64_t step = keys.slot[row] - piece.slot;
+                bool direct = piece.band == owner && step >= own.first && step < own.last;
                 int64_t at = direct ? result_row(call, task.batch, task.run->kv_head, keys.position[row])
                                     : share_row(plan, task, keys.slot[row]);
                 A *to_k = direct ? static_cast<A*>(call.grad_k) : rows_of_k(),
@@ -60,8 +60,10 @@ template <class A> class Shares {
         for (int64_t r = 0; r < plan.run_count; ++r) {
             const Run& run = plan.runs[r];
             if (run.kv_head != kv_head) continue;
-            if (plan.owns(run))
+            if (const int64_t owner = plan.owned_piece(run); owner == 0)
                 clear_shared(plan, run, batch);
+            else if (owner > 0)
+                clear_unruled(plan, plan.task(batch, run.first_task));
             else if (r == 0 || plan.runs[r - 1].kv_head != kv_head)
                 for (int64_t position = 0; position < plan.call->keys; ++position)
                     clear(*plan.call, result_row(*plan.call, batch, kv_head, position));
@@ -94,6 +96,18 @@ template <class A> class Shares {
         }
     }
 
+    // Zeros in all rows that rules show to nobody.
+    void clear_unruled(const Plan& plan, const Task& task) {
+        const Call& call = *plan.call;
+        int64_t step = 0;
+        for (int64_t position = 0; position < call.keys; ++position) {
+            const bool listed = step < task.listed_count && task.listed[step] == position;
+            step += listed;
+            const bool hidden = call.elsewhere != nullptr && call.elsewhere[task.batch * call.keys + position];
+            if (!listed || hidden) clear(call, result_row(call, task.batch, task.run->kv_head, position));
+        }
+    }
+
     static void clear(const Call& call, int64_t row) {
         A *k = static_cast<A*>(call.grad_k), *v = static_cast<A*>(call.grad_v);
         for (int64_t d = 0; d < call.head_dim; ++d) k[row * call.head_dim + d] = v[row * call.head_dim + d] = 0;
@@ -103,13 +117,13 @@ template <class A> class Shares {
     void add(const Plan& plan, const Task& task) {
         const Call& call = *plan.call;
         if (task.count == 0) return;
-        bool owns = plan.owns(*task.run);
-        Span own = owns ? plan.owned(task) : Span{0, 1, 0, 0};
+        const int64_t owner = plan.owned_piece(*task.run);
+        const Span own = plan.owned(task);
         int64_t slot = 0;
         for (int64_t band = 0; band < pieces(call); ++band) {
-            Span span = extent(plan, task, band);
+            Span span = plan.extent(task, band);
             for (int64_t step = span.first; step < span.last; ++step, ++slot) {
-                if (owns && band == 0 && step >= own.first && step < own.last) continue;
+                if (band == owner && step >= own.first && step < own.last) continue;
                 int64_t position = position_of(call, task, band, span, step);
                 if (position < 0) continue;
                 int64_t from = share_row(plan, task, slot) * call.head_dim;

@@ -16,11 +16,10 @@ bool SharesMemory::make(const Plan& plan, int64_t element) {
             first[batch * plan.tasks + index] = row_count;
             waiting[batch * call.kv_heads + task.run->kv_head] += 1;
             if (task.count == 0) continue;
-            for (int64_t band = 0; band < call.band_count; ++band) {
-                Span span = plan.span(task, band);
-                row_count += span.last - span.first;
+            for (int64_t piece = 0; piece < pieces(call); ++piece) {
+                Span all = plan.extent(task, piece);
+                row_count += all.last - all.first;
             }
-            row_count += call.column_count;
         }
     rows = std::malloc(static_cast<size_t>(2 * row_count * width * element) + 1);
     return rows != nullptr;
