@@ -202,7 +202,8 @@ template <class A> class Backward {
                 halve(work.weight_halves + panel, weights, ranges[g], count);
                 halve(work.gradient_halves + panel, gradients, ranges[g], count);
             } else {
-                by_columns<A, false>(grad_q, nullptr, keys.k + own.low * D, D, own_gradients, own.high - own.low, D);
+                by_columns<A, false>(grad_q, nullptr, keys.k + own.low * D, D, own_gradients, own.high - own.low, D,
+                                     work.wanted.values);
                 surround(weights, ranges[g], count);
                 surround(gradients, ranges[g], count);
             }

@@ -135,7 +135,7 @@ template <class A> class Forward {
                 if (!work.keys.where)
                     want(work.wanted, work.keys, call_, task, chunk_ * LANES<A> / 512);
                 else if (work.block->count > FEW)
-                    ask_ahead(work.keys, call_, rows.high, most(rows.high, least(rows.high + chunk_, high)));
+                    ask_ahead(work.wanted, work.keys, call_, rows.high, least(rows.high + chunk_, high));
                 if (work.block->lanes == WIDTH<A>)
                     attend_narrow(work, eye, piece, g, rows, sights[g].every, state);
                 else
@@ -207,7 +207,7 @@ template <class A> class Forward {
         if constexpr (TILES)
             by_columns<true, N>(sums, alpha, keys.turned, rows.low, work.scores, count, D, work.pairs);
         else
-            by_columns<A, true, N>(sums, alpha, v, keys.v_stride, work.scores, count, D);
+            by_columns<A, true, N>(sums, alpha, v, keys.v_stride, work.scores, count, D, work.wanted.values);
     }
 
     // Scores become weights under the largest score so far; alpha is what earlier sums are multiplied by.

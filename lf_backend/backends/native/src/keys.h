@@ -106,14 +106,14 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
     }
 }
 
-// Asks for the rows [low, high) of a chunk that is read where it is, and may be far apart.
-template <class A> LF_INLINE void ask_ahead(const Keys<A>& keys, const Call& call, int64_t low, int64_t high) {
-    const int64_t line = 64 / sizeof(Element<A>);
-    for (int64_t row = low; row < high; ++row)
-        for (int64_t d = 0; d < call.head_dim; d += line) {
-            __builtin_prefetch(keys.k + row * keys.k_stride + d, 0, 2);
-            __builtin_prefetch(keys.v + row * keys.v_stride + d, 0, 2);
-        }
+// The rows [low, high) of the next chunk, read where they are, and maybe far apart.
+template <class A> LF_INLINE void ask_ahead(Wanted& wanted, const Keys<A>& keys, const Call& call, int64_t low, int64_t high) {
+    auto stream = [&](const Element<A>* rows, int64_t stride) {
+        const int64_t size = sizeof(Element<A>);
+        return Stream{reinterpret_cast<const char*>(rows + low * stride), stride * size, call.head_dim * size, most<int64_t>(high - low, 0)};
+    };
+    wanted.keys = stream(keys.k, keys.k_stride);
+    wanted.values = stream(keys.v, keys.v_stride);
 }
 
 // A row for tiles, with zeros behind it.

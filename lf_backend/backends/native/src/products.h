@@ -74,12 +74,30 @@ template <class Body> LF_INLINE void for_tiles(int64_t rows, Body body) {
 // would hold up the products' own loads.
 template <class A> constexpr int ASKED = ROWS * LANES<A> / 48;  // with each tile: the larger, the fewer there are
 
+//
+// Rows that are read where they are, of the chunk that comes next.
+struct Stream {
+    const char* next = nullptr;
+    int64_t stride = 0, bytes = 0, rows = 0;
+
+    LF_INLINE void ask(int64_t count) {
+        for (; count > 0 && rows > 0; --count, --rows, next += stride)
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at, 0, 2);
+    }
+};
+
 struct Wanted {
     const char* lines[64];
     int64_t count = 0;
+    Stream keys, values;  // asked for with tiles of scores, and with tiles of sums
 
     void add(const char* line) {
         if (count < 64) lines[count++] = line;
+    }
+
+    LF_INLINE void ask(int most, int64_t rows) {
+        for (int i = 0; i < most && count > 0; ++i) __builtin_prefetch(lines[--count], 0, 2);
+        keys.ask(rows);
     }
 };
 
@@ -90,7 +108,7 @@ __attribute__((noinline)) void by_rows(A* to, const A* a, int64_t stride, const 
                                        int64_t rows, Wanted& wanted) {
     for_tiles(rows, [=, &wanted](auto count, int64_t first) LF_LAMBDA {
         constexpr int R = decltype(count)::value;
-        for (int i = 0; i < ASKED<A> && wanted.count > 0; ++i) __builtin_prefetch(wanted.lines[--wanted.count], 0, 2);
+        wanted.ask(ASKED<A>, R);
         Sums<A, R, N> sums;
         clear(sums);
         multiply<A, R, N, false>(sums, a + first * stride, stride, b, LANES<A>, depth);
@@ -105,9 +123,10 @@ __attribute__((noinline)) void by_rows(A* to, const A* a, int64_t stride, const 
 // to[d][lane] = alpha[lane] to[d][lane] + sum over j of a[j][d] b[j][lane], for d < rows, j < depth.
 template <class A, bool SCALED, int N = COLUMNS>
 __attribute__((noinline)) void by_columns(A* to, const A* alpha, const A* a, int64_t stride, const A* b,
-                                          int64_t depth, int64_t rows) {
-    for_tiles(rows, [=](auto count, int64_t first) LF_LAMBDA {
+                                          int64_t depth, int64_t rows, Stream& values) {
+    for_tiles(rows, [=, &values](auto count, int64_t first) LF_LAMBDA {
         constexpr int R = decltype(count)::value;
+        values.ask((depth * R + rows - 1) / rows);
         Sums<A, R, N> sums;
         clear(sums);
         multiply<A, R, N, true>(sums, a + first, stride, b, LANES<A>, depth);

@@ -42,7 +42,7 @@ __attribute__((noinline)) void by_rows(float* to, const Half* a, int64_t depth, 
                                        float factor, Wanted& wanted) {
     for_tile_pairs(rows, [=, &wanted](auto count, int64_t first) LF_LAMBDA {
         TileSums<decltype(count)::value, N> tile;
-        for (int i = 0; i < ASKED<float> && wanted.count > 0; ++i) __builtin_prefetch(wanted.lines[--wanted.count], 0, 2);
+        wanted.ask(ASKED<float>, 0);
         tile.clear();
         for (int64_t k = 0; k < depth; k += DEEP)
             tile.add(a + first * depth + k, depth, b + k * LANES<float>, LANES<float>);
