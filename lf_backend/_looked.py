@@ -46,7 +46,7 @@ def once(make: Callable[..., T], *parts: Any) -> T:
     tensors = [x for x in parts if isinstance(x, Tensor)]
     if not _may_keep(tensors):
         return make(*parts)
-    key = (make, _stream(tensors[0]), *(id(x) if isinstance(x, Tensor) else x for x in parts))
+    key = (make, _stream(tensors[0]), *[id(x) if isinstance(x, Tensor) else x for x in parts])
     versions = [x._version for x in tensors]
     with _lock:
         known = _facts.get(tensors[0], {}).get(key)
@@ -69,8 +69,11 @@ def _is(kept: ref[Tensor], x: Tensor) -> bool:
 
 def _may_keep(tensors: list[Tensor]) -> bool:
     """Tell whether a tensor that was written to says so; one of inference mode has no version."""
-    if not tensors or _anew.get() or any(x.is_inference() for x in tensors):
+    if not tensors or _anew.get():
         return False
+    for x in tensors:
+        if x.is_inference():
+            return False
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 

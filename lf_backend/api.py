@@ -13,7 +13,7 @@ from lf_backend.backends.reference import Reference, weights
 from lf_backend.dispatch.selection import Selection
 from lf_backend.errors import ArgumentError
 from lf_backend.numerics import dropout
-from lf_backend.ops import around_backend, checks, op, ordinary
+from lf_backend.ops import around_backend, checks, op, ordinary, repeated
 from lf_backend.ops.arguments import Arguments
 from lf_backend.ops.options import DEFAULTS, Options, takes_options
 from lf_backend.ops.static_documents import lifted
@@ -109,9 +109,21 @@ def attention(
     if (taken := elsewhere.get(type(q))) is not None:
         found: Tensor | tuple[Tensor, Tensor] = taken(q, k, v, pattern, return_lse=return_lse, **options)
         return found
-    arguments = checked_arguments(q, k, v, pattern, options)
-    out, lse = computed(arguments)
+    out, lse = _attention(q, k, v, pattern, options)
     return (out, lse) if return_lse else out
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern | str, options: Options
+) -> tuple[Tensor, Tensor]:
+    kind = repeated.kind_of(q, k, v, pattern, options)
+    if kind is not None and (found := repeated.run(kind, q, k, v)) is not None:
+        return found
+    arguments = checked_arguments(q, k, v, pattern, options)
+    found = computed(arguments)
+    if kind is not None:
+        repeated.remember(kind, arguments)
+    return found
 
 
 # What takes calls with a query of a tensor's subclass: `lf_backend.distributed` those of DTensors.

@@ -95,7 +95,8 @@ def get(name: str) -> Backend:
 
 def version() -> int:
     """A number that changes with the registry: the key of cached decisions."""
-    _discover()
+    if not _discovered:
+        _discover()
     return _version
 
 

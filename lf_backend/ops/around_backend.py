@@ -35,7 +35,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     if a.q.numel() == 0 or a.k.numel() == 0:
         return _empty(a)
     with _exact(a.q):
-        return _on_backend(_simplified(a), _forward_on)
+        return _on_backend(simplified(a), _forward_on)
 
 
 def backward(
@@ -47,7 +47,7 @@ def backward(
         return [torch.zeros_like(x) for x in inputs.values()]
     with _exact(a.q):
         work = partial(_backward_on, grad_out=grad_out, grad_lse=grad_lse, out=out, lse=lse)
-        grads = _on_backend(_simplified(a), work)
+        grads = _on_backend(simplified(a), work)
     return [torch.zeros_like(x) if (grad := grads.get(name)) is None else grad for name, x in inputs.items()]
 
 
@@ -70,17 +70,17 @@ def _exact(q: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
 
 
-def _simplified(a: Arguments) -> Arguments:
+def simplified(a: Arguments) -> Arguments:
     """Return the same call with documents as a tensor, and without padding that marks nothing: on a CPU
     a look is cheap."""
     a = lifted(a)
     padding = a.key_padding
-    if padding is None or padding.device.type != "cpu" or once(_marks_any, padding):
+    if padding is None or padding.device.type != "cpu" or once(marks_any, padding):
         return a
     return a.replaced(key_padding=None)
 
 
-def _marks_any(mask: Tensor) -> bool:
+def marks_any(mask: Tensor) -> bool:
     return bool(mask.any())
 
 

@@ -41,6 +41,7 @@ def hopper():
     registry.unregister("only_hopper")
 
 
+@pytest.mark.usefixtures("without_native")
 def test_explain_says_who_runs_and_why_not_the_others(hopper) -> None:
     text = str(lf.explain(Q, Q, Q, lf.Predicate(lambda h, i, j: j <= i)))
     assert "blocked      runs it" in text and "reference    could, but blocked comes first" in text
