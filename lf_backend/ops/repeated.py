@@ -55,6 +55,9 @@ def kind_of(q: Tensor, k: Tensor, v: Tensor, pattern: Any, options: Mapping[str,
             softcap = value
         elif name == "backend":
             asked = value
+        elif name == "dropout_p":
+            if type(value) not in _NUMBERS or value != 0:
+                return None
         elif name != "key_padding" or not _marks_none(value, k):
             return None
     text = pattern if isinstance(pattern, str) else getattr(pattern, "text", None)

@@ -17,7 +17,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import product
 from typing import Any
 
@@ -76,6 +76,11 @@ class Pattern(Interchange, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.__post_init__()
+
+    @cached_property
+    def past(self) -> Pattern:
+        """`self & Causal()`, made once: a layer that decodes asks for it at every step."""
+        return intersection(self, Causal())
 
     def __or__(self, other: Pattern) -> Pattern:
         return union(self, other) if isinstance(other, Pattern) else NotImplemented

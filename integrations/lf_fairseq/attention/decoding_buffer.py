@@ -13,15 +13,19 @@ dropped, that is an error.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from lf_backend.errors import UnsupportedError
+from lf_backend.pattern.bands import Band
 from lf_backend.pattern.global_positions import check_movable, unplaced, within
 from lf_backend.pattern.terms import Causal, Global, Pattern, Window, intersection, union
 from lf_fairseq.attention import global_positions, mask_bits
 from lf_fairseq.attention.keys import OrderedKeys
+
+_PAST = Causal()
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,7 @@ class Buffer:
             seen = within(pattern, self.length) if marked is None else unplaced(pattern)
             return OrderedKeys(self.keys, self.values, seen, padded, marked)
         if queries == 1 and {step for band in pattern.lowered.bands for step in band.dilations} == {1}:
-            return OrderedKeys(self.keys, self.values, Causal(), padded)  # all that is here, one query sees
+            return OrderedKeys(self.keys, self.values, _PAST, padded)  # all that is here, one query sees
         if marked is None and pattern.global_positions:
             found = [place in pattern.global_positions for place in self._places()]
             marked = torch.tensor(found, device=self.keys.device).expand(self.keys.shape[0], -1)
@@ -173,4 +177,9 @@ class Buffer:
 
 def windows(pattern: Pattern) -> Pattern:
     """The causal windows of a pattern of windows and global tokens, for keys that are marked."""
-    return intersection(union(*map(Window.of, pattern.lowered.bands), Global()), Causal())
+    return _windows(pattern.lowered.bands)
+
+
+@lru_cache(maxsize=256)
+def _windows(bands: tuple[Band, ...]) -> Pattern:
+    return intersection(union(*map(Window.of, bands), Global()), _PAST)

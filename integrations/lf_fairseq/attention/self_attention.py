@@ -15,7 +15,7 @@ from torch import Tensor
 
 import lf_backend as lf
 from lf_backend.errors import ShapeError, UnsupportedError
-from lf_backend.pattern.terms import Causal, Pattern, intersection
+from lf_backend.pattern.terms import Pattern
 from lf_fairseq.attention import projections
 from lf_fairseq.attention.decoding_buffer import Buffer
 from lf_fairseq.attention.keys import OrderedKeys, whole
@@ -152,13 +152,13 @@ class SparseMultiheadAttention(MultiheadAttention):
         pattern = self.lf_mark.pattern
         assert pattern is not None, "the plan gives every attention a pattern"
         if attn_mask is None:
-            return pattern if incremental_state is None else intersection(pattern, Causal())
+            return pattern if incremental_state is None else pattern.past
         if not _hides_future(attn_mask, length):
             raise UnsupportedError(
                 f"attn_mask: none, or [{length}, {length}] with -inf above the diagonal and 0 elsewhere "
                 f"wanted, got another of shape {list(attn_mask.shape)}; the pattern says what is seen"
             )
-        return intersection(pattern, Causal())
+        return pattern.past
 
     def _dropout_p(self) -> float:
         dropout = self.dropout_module

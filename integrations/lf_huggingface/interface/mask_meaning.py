@@ -7,7 +7,7 @@ over its numbers. A part is known by its code object; anything else is unknown a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -98,6 +98,8 @@ def _known() -> dict[CodeType, Callable[..., Meaning]]:
     return known
 
 
+# A mask is read anew for every token that is generated: patterns are made once.
+@lru_cache(maxsize=256)
 def _both_sides(sliding_window: int) -> Meaning:
     return Meaning(Window(sliding_window, sliding_window))
 
@@ -111,6 +113,7 @@ def _remapped(mask_function: MaskFunction, position_ids: Tensor) -> Meaning:
     return meaning(mask_function)
 
 
+@lru_cache(maxsize=256)
 def _back(sliding_window: int) -> Meaning:
     # Qwen2-MoE without windows has size 0, and a mask of it that no layer uses.
     return Meaning(Window(sliding_window - 1, None) if sliding_window > 0 else Global())
@@ -121,9 +124,14 @@ def _all(mask_functions: tuple[MaskFunction, ...]) -> Meaning:
     documents = [part.documents for part in parts if part.documents is not None]
     if len(documents) > 1:
         raise Unknown("and_mask of several documents")
-    pattern = whole = intersection(*(part.pattern for part in parts))
+    pattern = _common(tuple(part.pattern for part in parts))
+    return Meaning(pattern, documents[0] if documents else None)
+
+
+@lru_cache(maxsize=256)
+def _common(patterns: tuple[Pattern, ...]) -> Pattern:
+    """Return what windows have in common, as a window, cut where one of them is."""
+    pattern = whole = intersection(*patterns)
     for band in whole.lowered.bands:  # one, or none if nothing is shown
         pattern = Window(band.left, band.right)
-    if whole.is_causal:
-        pattern = pattern & Causal()
-    return Meaning(pattern, documents[0] if documents else None)
+    return pattern.past if whole.is_causal else pattern

@@ -140,7 +140,12 @@ def _joined(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> Tensor:
 @constant_in_graphs
 def _neighbours(block: int) -> str:
     """The pattern of blocks that see themselves and their neighbours, as text."""
-    return block_local(block, 1).text
+    return _local(block).text
+
+
+@lru_cache(maxsize=16)
+def _local(block: int) -> Pattern:
+    return block_local(block, 1)
 
 
 @constant_in_graphs
