@@ -13,7 +13,7 @@ from lf_backend.errors import BuildError
 from lf_backend.pattern.block_map import block_map, positions
 from lf_backend.pattern.kept import kept
 from lf_backend.pattern.lowered import Form
-from lf_backend.pattern.spans import Span
+from lf_backend.pattern.spans import Spans
 
 ROWS = 64  # queries of a block, RULE_ROWS in src/rules.h: as many as a word has bits
 EVERY = -1  # the word of a run that all of them see
@@ -69,30 +69,38 @@ def _runs(rules: tuple[Form, ...], heads: int, n: int, m: int) -> Runs:
     for head in range(heads):
         for index, spans in enumerate(block_map(rules, head, n, m, ROWS)):
             at = m - n + index * ROWS
-            for span in spans:
-                made = list(_runs_of_span(rules, head, range(at, min(at + ROWS, m)), span))
-                total += sum(len(runs) for runs in made)
-                found += made
-                if total > MOST:
-                    raise BuildError(f"rules of at most {MOST} runs of keys wanted, these have more")
+            made = list(_runs_of_block(rules, head, range(at, min(at + ROWS, m)), spans))
+            total += sum(map(len, made))
+            found += made
             first.append(total)
+            if total > MOST:
+                raise BuildError(f"rules of at most {MOST} runs of keys wanted, these have more")
     runs = torch.cat(found) if found else torch.empty((0, 3), dtype=torch.int64)
     start, stop, queries = (column.contiguous() for column in runs.unbind(1))
     return Runs(torch.tensor(first), start.int(), stop.int(), queries, heads)
 
 
-def _runs_of_span(rules: tuple[Form, ...], head: int, block: range, span: Span) -> Iterator[Tensor]:
-    """Runs int64 [runs, (start, stop, queries)] of a span of keys."""
-    if span.full:
-        yield torch.tensor([[span.start, span.stop, EVERY]])
+def _runs_of_block(rules: tuple[Form, ...], head: int, block: range, spans: Spans) -> Iterator[Tensor]:
+    """Runs int64 [runs, (start, stop, queries)] of the keys that a block of queries touches."""
+    if all(span.full for span in spans):  # nobody has to be asked
+        rows = [(span.start, span.stop, EVERY) for span in spans]
+        yield torch.tensor(rows, dtype=torch.int64).view(-1, 3)
         return
-    queries, bits = torch.arange(block.start, block.stop)[:, None], torch.arange(len(block))[:, None]
-    for keys in positions((span,)).split(ASKED):
-        seen = torch.zeros(len(block), len(keys), dtype=torch.bool)
-        for rule in rules:
-            seen |= torch.as_tensor(rule.sees(torch.tensor(head), queries, keys))
-        words = torch.where(seen.all(0), EVERY, (seen.long() << bits).sum(0))
-        starts = torch.cat([torch.ones(1, dtype=torch.bool), words[1:] != words[:-1]]).nonzero()[:, 0]
-        stops = torch.cat([starts[1:], torch.tensor([len(keys)])])
-        made = torch.stack([keys[0] + starts, keys[0] + stops, words[starts]], 1)
+    full = torch.cat([torch.full((stop - start,), full) for start, stop, full in spans])
+    for keys, whole in zip(positions(spans).split(ASKED), full.split(ASKED), strict=True):
+        words = torch.full_like(keys, EVERY)
+        words[~whole] = _words(rules, head, block, keys[~whole])
+        changes = (words[1:] != words[:-1]) | (keys[1:] != keys[:-1] + 1)
+        last = torch.cat([changes, torch.ones(1, dtype=torch.bool)]).nonzero()[:, 0]
+        begin = torch.cat([torch.zeros(1, dtype=torch.int64), last[:-1] + 1])
+        made = torch.stack([keys[begin], keys[last] + 1, words[begin]], 1)
         yield made[made[:, 2] != 0]
+
+
+def _words(rules: tuple[Form, ...], head: int, block: range, keys: Tensor) -> Tensor:
+    """Return which queries of a block see each of some keys, as bits."""
+    queries, bits = torch.arange(block.start, block.stop)[:, None], torch.arange(len(block))[:, None]
+    seen = torch.zeros(len(block), len(keys), dtype=torch.bool)
+    for rule in rules:
+        seen |= torch.as_tensor(rule.sees(torch.tensor(head), queries, keys))
+    return torch.where(seen.all(0), EVERY, (seen.long() << bits).sum(0))
