@@ -94,7 +94,9 @@ def _content(kind: str, words: list[str]) -> str:
 def _machine(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     load = f"; {found['load']}" if "load" in found else ""
-    return f"On {found['processor']}, {found['threads']} threads{load}; {versions}; commit {found['commit']}."
+    native = f" ({found['native']})" if found.get("native") else ""
+    on = f"On {found['processor']}{native}, {found['threads']} threads{load}"
+    return f"{on}; {versions}; commit {found['commit']}."
 
 
 def _table(rows: list[Row]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import lf_backend
+from lf_backend.dispatch import registry
 from lf_backend.measure import Function, Timing, machine_load, peak_bytes
 
 Row = dict[str, Any]
@@ -26,10 +27,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def environment() -> dict[str, Any]:
-    """Processor, threads, versions, commit."""
+    """Processor and what the native backend uses of it, threads, versions, commit."""
     packages = ("torch", "transformers", "fairseq-fixed", "triton", "xformers")
     return {
         "processor": _processor(),
+        "native": registry.get("native").details(),
         "threads": torch.get_num_threads(),
         "load": machine_load(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
