@@ -107,10 +107,11 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
 }
 
 // The rows [low, high) of the next chunk, read where they are, and maybe far apart.
-template <class A> LF_INLINE void ask_ahead(Wanted& wanted, const Keys<A>& keys, const Call& call, int64_t low, int64_t high) {
+template <class A>
+LF_INLINE void ask_ahead(Wanted& wanted, const Keys<A>& keys, const Call& call, int64_t low, int64_t high) {
     auto stream = [&](const Element<A>* rows, int64_t stride) {
-        const int64_t size = sizeof(Element<A>);
-        return Stream{reinterpret_cast<const char*>(rows + low * stride), stride * size, call.head_dim * size, most<int64_t>(high - low, 0)};
+        const int64_t size = sizeof(Element<A>), count = most<int64_t>(high - low, 0);
+        return Stream{reinterpret_cast<const char*>(rows + low * stride), stride * size, call.head_dim * size, count};
     };
     wanted.keys = stream(keys.k, keys.k_stride);
     wanted.values = stream(keys.v, keys.v_stride);

@@ -70,11 +70,6 @@ template <class Body> LF_INLINE void for_tiles(int64_t rows, Body body) {
     }
 }
 
-// Lines of memory that will be needed soon, and are asked for between products, a few at a time: many at once
-// would hold up the products' own loads.
-template <class A> constexpr int ASKED = ROWS * LANES<A> / 48;  // with each tile: the larger, the fewer there are
-
-//
 // Rows that are read where they are, of the chunk that comes next.
 struct Stream {
     const char* next = nullptr;
@@ -85,6 +80,10 @@ struct Stream {
             for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(next + at, 0, 2);
     }
 };
+
+// Lines of memory that will be needed soon, and are asked for between products, a few at a time: many at once
+// would hold up the products' own loads.
+template <class A> constexpr int ASKED = ROWS * LANES<A> / 48;  // with each tile: the larger, the fewer there are
 
 struct Wanted {
     const char* lines[64];

@@ -26,7 +26,8 @@ struct Listed {
     int64_t* first;
 };
 
-// Lists the keys of segments of so many queries, a multiple of a block. False if there is no memory; `drop` either way.
+// Lists the keys of segments of so many queries, a multiple of a block. False if there is no memory; what was listed
+// is dropped either way.
 bool list_keys(const Call& call, int64_t head, int64_t segment, int64_t segments, Listed& listed);
 void drop_keys(Listed& listed);
 

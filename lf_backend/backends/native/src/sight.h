@@ -101,6 +101,8 @@ template <class A> class Eye {
         return (call_.rule_queries[run] | unused) >> (group * LANES<A>) & ALL;
     }
 
+    // The next stretch of the block's runs, of which `at` are done: runs whose rows follow each other without a gap.
+    // A group's range begins and ends with keys that some lane of it sees; between them there may be others.
     bool stretch(const Piece& piece, int64_t& at, Sight* sights) const {
         const Runs own = runs();
         Range rows{0, 0};
@@ -130,6 +132,7 @@ template <class A> class Eye {
         return true;
     }
 
+    // The same for keys of rules, whose runs say which lanes see them.
     void hide_by_rules(A* scores, const Piece& piece, int group, Range rows, Range every) const {
         if (every.low < every.high) return;
         Ints<A> bit;
