@@ -59,7 +59,7 @@ def decoding(repeats: int, layers: int) -> Iterator[Row]:
     flat = None
     for context in CONTEXTS:
         runs = {OURS: _step(ours, context), STOCK: _step(stock, context)}
-        times = interleaved(runs, 5 * repeats)
+        times = interleaved(runs, 20 * repeats)
         flat = flat or times[OURS]
         for row in record.compared(f"context {context:,}", times, OURS):
             yield row | ({"times the first": times[OURS].median / flat.median} if row["name"] == OURS else {})

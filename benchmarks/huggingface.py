@@ -153,7 +153,7 @@ def decoding(repeats: int, layers: int) -> Iterator[Row]:
             STOCK: _filled(transformers.DynamicCache(), context),
         }
         runs = {OURS: _token(ours, caches[OURS]), STOCK: _token(stock, caches[STOCK])}
-        times = interleaved(runs, 5 * repeats)
+        times = interleaved(runs, 20 * repeats)
         yield from record.compared(f"context {context:,}", times, OURS)
         for name, cache in caches.items():
             kept = cache.layers[0].keys.untyped_storage().nbytes() / 2**20
