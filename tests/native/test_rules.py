@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 import lf_backend as lf
-from lf_backend.backends.native import rules
+from lf_backend.backend import Call
+from lf_backend.backends.native import arguments, rules
 from lf_backend.pattern.block_map import block_map
 from lf_backend.testing import Case, check
 
@@ -78,6 +81,21 @@ def test_a_rule_is_asked_once() -> None:
     assert before > 0
     assert torch.equal(lf.attention(q, q, q, pattern, backend="native"), first)
     assert asked == before
+
+
+def test_runs_live_as_long_as_they_are_read() -> None:
+    """Another thread may have put others in their place meanwhile, or a fifth length have driven them out."""
+    q, pattern = torch.randn(1, 2, 200, 8), lf.Predicate(lambda head, query, key: key % 3 != query % 2)
+    call = Call(q, q, q, pattern.lowered, None, None, None, 1.0, None, 0.0, None)
+    packed = arguments.packed(call, arguments.Forward(torch.empty_like(q), torch.empty(1, 2, 200)))
+    first = weakref.ref(rules.runs_of(call))
+    for length in range(100, 110):
+        rules._runs(pattern.lowered.others, 1, length, length)
+    gc.collect()
+    assert rules.runs_of(call) is not first() is not None
+    del packed
+    gc.collect()
+    assert first() is None
 
 
 def test_of_too_many_runs_the_next_backend_takes_over(monkeypatch: pytest.MonkeyPatch) -> None:

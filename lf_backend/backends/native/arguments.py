@@ -99,7 +99,7 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
     positions = None if call.positions is None else call.positions.contiguous()
     padding = None if call.key_padding is None else call.key_padding.contiguous()
     columns, shown, count, causal = _columns(call)
-    runs, hidden = _rules(call)
+    runs, hidden = (rules.runs_of(call), _hidden(call)) if lowered.others else (None, None)
     data = _LAYOUT.pack(
         DTYPES[q.dtype],
         batch,
@@ -120,13 +120,15 @@ def packed(call: Call, results: Forward | Backward) -> Packed:
         causal,
         _address(padding),
         *((0, 0) if documents is None else map(_address, documents)),
-        *runs,
+        *_runs(runs),
         _address(hidden),
         *_bias(call.band_bias),
         *_numbers(call, seed),
         *results.fields(),
     )
-    return Packed(data, (q, k, v, bands, positions, padding, columns, shown, hidden, seed, call, results))
+    return Packed(
+        data, (q, k, v, bands, positions, padding, columns, shown, runs, hidden, seed, call, results)
+    )
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -160,13 +162,16 @@ def _columns(call: Call) -> tuple[Tensor | None, Tensor | None, int, bool]:
     return positions.contiguous(), valid.contiguous(), positions.shape[1], causal
 
 
-def _rules(call: Call) -> tuple[tuple[int, ...], Tensor | None]:
-    """Return where runs of keys are, which the pattern keeps, and the keys that they show to nobody."""
-    if not call.lowered.others:
-        return _NO_RULES, None
-    runs, hidden = rules.runs_of(call), rules.elsewhere(call)
-    addresses = map(_address, (runs.first, runs.start, runs.stop, runs.queries))
-    return (*addresses, runs.maps), None if hidden is None else hidden.contiguous()
+def _runs(runs: rules.Runs | None) -> tuple[int, ...]:
+    if runs is None:
+        return _NO_RULES
+    return (*map(_address, (runs.first, runs.start, runs.stop, runs.queries)), runs.maps)
+
+
+def _hidden(call: Call) -> Tensor | None:
+    """Return the keys that rules show to nobody."""
+    hidden = rules.elsewhere(call)
+    return None if hidden is None else hidden.contiguous()
 
 
 def _bias(bias: Tensor | None) -> tuple[int, ...]:
