@@ -148,6 +148,7 @@ def memory(repeats: int) -> Iterator[Row]:
 
     Of what PyTorch allocates, and of the process, with what the library keeps for its sums.
     """
+    sizes = {name: globals()[name] for name in QUICK}  # which another process would not know
     for name, length in (
         ("window", LONG // 4),
         ("window", LONG),
@@ -158,7 +159,7 @@ def memory(repeats: int) -> Iterator[Row]:
         before, every = 3 * unit, 8 * unit  # q, k, v; and with them the output and the gradients
         peak = peak_bytes(run) + before
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-            process = fresh.submit(_memory_of_process, name, length).result()
+            process = fresh.submit(_memory_of_process, sizes, name, length).result()
         yield {
             "work": f"{name}, forward + backward, N {length:,}",
             "name": "lf_backend",
@@ -180,8 +181,9 @@ def _memory_run(name: str, length: int) -> tuple[Callable[[], Any], int]:
     return run, inputs[0].numel() * 4
 
 
-def _memory_of_process(name: str, length: int) -> int | None:
+def _memory_of_process(sizes: dict[str, Any], name: str, length: int) -> int | None:
     """In a process that has held nothing before, but what a small call leaves."""
+    globals().update(sizes)
     _memory_run(name, 256)[0]()
     return resident_bytes(_memory_run(name, length)[0])
 

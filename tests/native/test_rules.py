@@ -59,8 +59,17 @@ def test_more_keys_than_a_round_takes(pattern: str) -> None:
     check(case, "native", torch.float32)
 
 
+def test_documents_do_not_go_together() -> None:
+    q = torch.zeros(1, 2, 30, 8)
+    ids = torch.zeros(1, 30, dtype=torch.int64)
+    with pytest.raises(
+        lf.UnsupportedError, match="no predicates beside packed documents wanted, call has both"
+    ):
+        lf.attention(q, q, q, lf.Predicate(_scattered), documents=ids, backend="native")
+
+
 @pytest.mark.parametrize("beside", [lf.Window(3, 3, dilation=2), lf.Window(3, 3, dilation=(1, 2))], ids=str)
-def test_what_does_not_go_together(beside: lf.Pattern) -> None:
+def test_dilations_do_not_go_together(beside: lf.Pattern) -> None:
     q = torch.zeros(1, 2, 30, 8)
     said = "no predicates beside dilation wanted, call has both"
     with pytest.raises(lf.UnsupportedError, match=said):

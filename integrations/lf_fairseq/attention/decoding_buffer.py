@@ -21,7 +21,7 @@ from torch import Tensor
 from lf_backend.errors import UnsupportedError
 from lf_backend.pattern.bands import Band
 from lf_backend.pattern.global_positions import check_movable, unplaced, within
-from lf_backend.pattern.terms import Causal, Global, Pattern, Window, intersection, union
+from lf_backend.pattern.terms import Causal, Global, Pattern, Window, union
 from lf_fairseq.attention import global_positions, mask_bits
 from lf_fairseq.attention.keys import OrderedKeys
 
@@ -182,4 +182,4 @@ def windows(pattern: Pattern) -> Pattern:
 
 @lru_cache(maxsize=256)
 def _windows(bands: tuple[Band, ...]) -> Pattern:
-    return intersection(union(*map(Window.of, bands), Global()), _PAST)
+    return union(*map(Window.of, bands), Global()).past

@@ -244,7 +244,7 @@ template <class A> class Backward {
             by_rows<A>(gradients, v, D, upstream, D, count, work.wanted);
         }
         if (call_.softcap != 0) cap<A>(weights, work.tangents, call_, count);
-        bool biased = call_.bias != nullptr && piece.band == 0;
+        bool biased = call_.bias != nullptr && piece.index == 0;
         if (biased) add_bias<A>(weights, call_, *work.block, *work.taps, keys, group, rows.low, count);
         eye.hide(weights, piece, group, rows, every);
         slopes(work, weights, gradients, rows, lane, state);

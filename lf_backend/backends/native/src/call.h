@@ -1,6 +1,6 @@
 // What Python hands over: one call of a pass, as plain data.
 //
-// The order and the types of the fields are repeated in library.py; `VERSION` changes with them, so that a
+// The order and the types of the fields are repeated in arguments.py, and `VERSION` in library.py changes with them, so that a
 // library that was built from other sources is a reason and not a crash. All strides count elements.
 #pragma once
 

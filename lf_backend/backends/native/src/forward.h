@@ -193,7 +193,7 @@ template <class A> class Forward {
         else
             by_rows<A, N>(work.scores, k, keys.k_stride, queries, D, count, work.wanted);
         if (call_.softcap != 0) cap<A>(work.scores, nullptr, call_, count);
-        if (call_.bias != nullptr && piece.band == 0)
+        if (call_.bias != nullptr && piece.index == 0)
             add_bias<A>(work.scores, call_, *work.block, *work.taps, keys, group, rows.low, count);
         eye.hide(work.scores, piece, group, rows, every);
         alignas(VECTOR) A alpha[LANES<A>];

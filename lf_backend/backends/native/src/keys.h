@@ -21,7 +21,7 @@ constexpr int64_t AHEAD = 16;             // rows that are asked for before they
 // Positions residue + dilation * i of a band for next <= i < last, or keys next <= i < last of the lists of the
 // other pieces, that are not yet copied; those that are, and not padded, are the rows [low, high) of the round.
 struct Piece {
-    int64_t band, low, high;  // `band` counts pieces, of which bands are the first
+    int64_t index, low, high;  // of all pieces, of which bands are the first
     Span span;
     int64_t next, last, slot, asked;
 };
@@ -42,13 +42,13 @@ template <class A> struct Keys {
 
 // Where the next round begins: piece by piece, in each at a step of its span or an index of a column.
 struct Cursor {
-    int64_t band, step, slot;
+    int64_t piece, step, slot;
 };
 
 LF_INLINE int64_t most_keys(const Plan& plan, const Task& task) {
     int64_t total = 0;
-    for (int64_t band = 0; band < pieces(*plan.call); ++band) {
-        Span span = plan.extent(task, band);
+    for (int64_t index = 0; index < pieces(*plan.call); ++index) {
+        Span span = plan.extent(task, index);
         total += span.last - span.first;
     }
     return total;
@@ -59,11 +59,11 @@ template <class A> LF_INLINE int64_t round_rows(const Call& call) {
 }
 
 // Position of a step of a piece, -1 where it is not to be seen.
-LF_INLINE int64_t position_of(const Call& call, const Task& task, int64_t band, const Span& span, int64_t step) {
+LF_INLINE int64_t position_of(const Call& call, const Task& task, int64_t piece, const Span& span, int64_t step) {
     int64_t position;
-    if (band < call.band_count) {
+    if (piece < call.band_count) {
         position = span.residue + step * span.dilation;
-    } else if (band == rules_piece(call)) {
+    } else if (piece == rules_piece(call)) {
         position = task.listed[step];
         return call.elsewhere != nullptr && call.elsewhere[task.batch * call.keys + position] ? -1 : position;
     } else {
@@ -95,7 +95,7 @@ LF_INLINE void want(Wanted& wanted, Keys<A>& keys, const Call& call, const Task&
     int64_t bytes = call.head_dim * size_of(call.dtype), head = task.run->kv_head;
     for (int64_t p = 0; p < keys.piece_count; ++p) {
         Piece& piece = keys.pieces[p];
-        if (piece.band >= call.band_count) continue;
+        if (piece.index >= call.band_count) continue;
         int64_t end = least(least(most(piece.asked, piece.next) + rows, piece.next + BLOCK), piece.last);
         for (piece.asked = most(piece.asked, piece.next); piece.asked < end; ++piece.asked)
             for (int64_t at = 0; at < bytes; at += 64) {
@@ -172,11 +172,11 @@ template <class A> void extend_in_place(Keys<A>& keys, const Call& call, Piece& 
 // Copies what a piece has up to a position, or all if it is no band.
 template <class A>
 void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int64_t limit) {
-    const bool banded = piece.band < call.band_count, ruled = piece.band == rules_piece(call);
+    const bool banded = piece.index < call.band_count, ruled = piece.index == rules_piece(call);
     for (; piece.next < piece.last; ++piece.next) {
         int64_t position = piece.span.residue + piece.next * piece.span.dilation;
         if (banded && position > limit) return;
-        position = position_of(call, task, piece.band, piece.span, piece.next);
+        position = position_of(call, task, piece.index, piece.span, piece.next);
         if (position < 0) continue;
         int64_t ahead = piece.next + AHEAD;
         if (banded && ahead < piece.last)
@@ -193,7 +193,7 @@ void extend(Keys<A>& keys, const Call& call, const Task& task, Piece& piece, int
 template <class A> void extend_to(Keys<A>& keys, const Call& call, const Task& task, int64_t highest) {
     for (int64_t p = 0; p < keys.piece_count; ++p) {
         Piece& piece = keys.pieces[p];
-        int64_t right = piece.band < call.band_count ? task.run->bands[piece.band].right : 0;
+        int64_t right = piece.index < call.band_count ? task.run->bands[piece.index].right : 0;
         if (keys.where)
             extend_in_place(keys, call, piece, highest + right);
         else
@@ -211,10 +211,10 @@ bool next_round(Keys<A>& keys, const Plan& plan, const Task& task, Cursor& curso
     keys.k_stride = keys.v_stride = depth_of(call);
     if constexpr (TILES)  // what no row has yet, a weight of 0 must leave 0
         __builtin_memset(keys.turned, 0, whole(keys.most, DEEP) * depth_of(call) * sizeof(Half));
-    for (; cursor.band < pieces(call) && rows < capacity; ++cursor.band, cursor.step = 0) {
-        Span span = plan.extent(task, cursor.band);
+    for (; cursor.piece < pieces(call) && rows < capacity; ++cursor.piece, cursor.step = 0) {
+        Span span = plan.extent(task, cursor.piece);
         int64_t next = span.first + cursor.step, last = least(span.last, next + capacity - rows);
-        if (next < last) keys.pieces[keys.piece_count++] = {cursor.band, rows, rows, span, next, last, cursor.slot - next, 0};
+        if (next < last) keys.pieces[keys.piece_count++] = {cursor.piece, rows, rows, span, next, last, cursor.slot - next, 0};
         rows += last - next, cursor.slot += last - next;
         if (where) {
             int64_t first = span.residue + span.first * span.dilation, head = task.run->kv_head;

@@ -25,7 +25,7 @@ template <class A> class Shares {
             const Piece& piece = keys.pieces[p];
             for (int64_t row = piece.low; row < piece.high; ++row) {
                 int64_t step = keys.slot[row] - piece.slot;
-                bool direct = piece.band == owner && step >= own.first && step < own.last;
+                bool direct = piece.index == owner && step >= own.first && step < own.last;
                 int64_t at = direct ? result_row(call, task.batch, task.run->kv_head, keys.position[row])
                                     : share_row(plan, task, keys.slot[row]);
                 A *to_k = direct ? static_cast<A*>(call.grad_k) : rows_of_k(),
@@ -120,11 +120,11 @@ template <class A> class Shares {
         const int64_t owner = plan.owned_piece(*task.run);
         const Span own = plan.owned(task);
         int64_t slot = 0;
-        for (int64_t band = 0; band < pieces(call); ++band) {
-            Span span = plan.extent(task, band);
+        for (int64_t piece = 0; piece < pieces(call); ++piece) {
+            Span span = plan.extent(task, piece);
             for (int64_t step = span.first; step < span.last; ++step, ++slot) {
-                if (band == owner && step >= own.first && step < own.last) continue;
-                int64_t position = position_of(call, task, band, span, step);
+                if (piece == owner && step >= own.first && step < own.last) continue;
+                int64_t position = position_of(call, task, piece, span, step);
                 if (position < 0) continue;
                 int64_t from = share_row(plan, task, slot) * call.head_dim;
                 int64_t to = result_row(call, task.batch, task.run->kv_head, position) * call.head_dim;

@@ -36,6 +36,8 @@ template <class A> LF_INLINE int64_t find(const Int<A>* position, int64_t low, i
     return low;
 }
 
+static_assert(BLOCK == RULE_ROWS, "a word of a run is for the lanes of a block");
+
 template <class A> class Eye {
   public:
     Eye(const Call& call, const Task& task, const Keys<A>& keys, const Block<A>& block)
@@ -44,7 +46,7 @@ template <class A> class Eye {
     // Sights of all groups: of a piece at once, and of the keys of rules stretch by stretch, which are rows without a
     // gap. False after the last; `at` counts from 0.
     bool look(const Piece& piece, int64_t& at, Sight* sights) const {
-        if (piece.band == rules_piece(call_)) return stretch(piece, at, sights);
+        if (piece.index == rules_piece(call_)) return stretch(piece, at, sights);
         if (at++ > 0) return false;
         for (int group = 0; group < block_.groups; ++group) sights[group] = sight(piece, group);
         return true;
@@ -52,8 +54,8 @@ template <class A> class Eye {
 
     // Hides, in scores [rows][LANES] of some keys, what a group does not see.
     void hide(A* scores, const Piece& piece, int group, Range rows, Range every) const {
-        if (piece.band == rules_piece(call_)) return hide_by_rules(scores, piece, group, rows, every);
-        bool only = piece.band == 0 && call_.band_count > 0;
+        if (piece.index == rules_piece(call_)) return hide_by_rules(scores, piece, group, rows, every);
+        bool only = piece.index == 0 && call_.band_count > 0;
         for (int64_t row = rows.low; row < rows.high; ++row) {
             if (row >= every.low && row < every.high) {
                 row = least(every.high, rows.high) - 1;
@@ -67,11 +69,11 @@ template <class A> class Eye {
     Sight sight(const Piece& piece, int group) const {
         int64_t first = block_.low[group], last = block_.high[group];
         int64_t low = document_start(call_, block_.batch, first), high = document_end(call_, block_.batch, last) - 1;
-        if (piece.band == call_.band_count) return {range(piece, low, high), {piece.low, piece.low}};
-        const Reach& reach = bands_[piece.band];
+        if (piece.index == call_.band_count) return {range(piece, low, high), {piece.low, piece.low}};
+        const Reach& reach = bands_[piece.index];
         Sight found;
         found.some = range(piece, most(first - reach.left, low), least(last + reach.right, high));
-        if (piece.band > 0) {  // an earlier one may have shown any of them
+        if (piece.index > 0) {  // an earlier one may have shown any of them
             found.every = {found.some.low, found.some.low};
             return found;
         }
@@ -167,14 +169,14 @@ template <class A> class Eye {
         int64_t position = keys_.position[row], low = block_.low[group], high = block_.high[group];
         if (shown_before(piece, group, position)) return true;
         if (call_.document_start != nullptr && crossed(group, position)) return true;
-        if (piece.band == call_.band_count) return call_.columns_causal && position > low;
-        const Reach& reach = bands_[piece.band];
+        if (piece.index == call_.band_count) return call_.columns_causal && position > low;
+        const Reach& reach = bands_[piece.index];
         return position < high - reach.left || position > low + reach.right;
     }
 
     // Whether a band of an earlier piece may show the key to some query of a group.
     bool shown_before(const Piece& piece, int group, int64_t position) const {
-        for (int64_t band = 0; band < least(piece.band, call_.band_count); ++band)
+        for (int64_t band = 0; band < least(piece.index, call_.band_count); ++band)
             if (near(band, group, position)) return true;
         return false;
     }
@@ -190,8 +192,8 @@ template <class A> class Eye {
         for (int n = 0; n < COLUMNS; ++n) {
             const Int<A>* at = block_.position + group * LANES<A> + n * WIDTH<A>;
             Ints<A> query = load<Ints<A>>(at), seen = query == query;
-            if (piece.band < call_.band_count)
-                seen = within(query, bands_[piece.band], position);
+            if (piece.index < call_.band_count)
+                seen = within(query, bands_[piece.index], position);
             else if (call_.columns_causal)
                 seen = query >= Int<A>(position);
             if (call_.document_start != nullptr) {
@@ -206,7 +208,7 @@ template <class A> class Eye {
     // Keeps the scores of a vector of lanes that see a key, unless an earlier piece has shown it.
     void hide_lanes(A* scores, const Piece& piece, int group, int n, int64_t position, Ints<A> seen) const {
         const Ints<A> query = load<Ints<A>>(block_.position + group * LANES<A> + n * WIDTH<A>);
-        for (int64_t band = 0; band < least(piece.band, call_.band_count); ++band)
+        for (int64_t band = 0; band < least(piece.index, call_.band_count); ++band)
             if (near(band, group, position)) seen &= ~within(query, bands_[band], position);
         A* to = scores + n * WIDTH<A>;
         store(to, seen ? load<Vec<A>>(to) : all(A(-INFINITE)));
